@@ -25,6 +25,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.layout import row_wise, spec_of
 from torchrec.distributed.mc_embedding import ManagedCollisionEmbeddingCollectionSharder
 from torchrec.distributed.mc_embeddingbag import ManagedCollisionEmbeddingBagCollectionSharder
+from torchrec.distributed.model_tracker.model_delta_tracker import ModelDeltaTrackerTrec
 from torchrec.distributed.types import ParameterSharding, ShardingEnv
 from torchrec.modules.hash_mc_evictions import HashZchEvictionConfig, HashZchEvictionPolicyName
 from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
@@ -326,3 +327,27 @@ def by_rows(pooled, optimizer):
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_maps_of_rows_are_a_map_for_each_range_of_rows(pooled, world_size):
     assert run(by_rows, world_size, pooled, "adagrad") == [True] * world_size
+
+
+def told_with_rows():
+    """The ids that are told with rows find these rows."""
+    rank, model = dist.get_rank(), nn.Module()
+    model.add_module("tables", shard(make(pooled=True), "row_wise"))
+    tracker = ModelDeltaTrackerTrec(model)
+    for step in range(2):
+        model.tables(batch(rank, step, 5))
+    told = {fqn.rpartition(".")[2]: rows for fqn, rows in tracker.get_unique().items()}
+    assert told["plain"].raw_ids is None
+    model.eval()
+    for name, feature in (("offset", "f3"), ("hashed", "f4")):
+        has_id = told[name].raw_ids >= 0
+        rows, ids = told[name].ids[has_id], told[name].raw_ids[has_id]
+        assert len(ids) > 2, name
+        features = {key: [ids.tolist() if key == feature else []] for key in FEATURES}
+        _, remapped = model.tables(KeyedJaggedTensor.from_lists(features))
+        assert torch.equal(remapped[feature].values(), rows), name
+
+
+@pytest.mark.slow
+def test_a_tracker_tells_the_ids_that_hold_rows():
+    assert run(told_with_rows, 2) == [None, None]

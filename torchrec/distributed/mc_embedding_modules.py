@@ -29,6 +29,7 @@ from torchrec.distributed.types import (
     ShardingEnv,
 )
 from torchrec.modules.collection import TableStore
+from torchrec.modules.collision.interface import FindsRows
 from torchrec.modules.mc_embedding_modules import (
     BaseManagedCollisionEmbeddingCollection,
     ManagedCollisionEmbeddingBagCollection,
@@ -175,6 +176,23 @@ class BaseShardedManagedCollisionEmbeddingCollection(
         """
         rows = LazyFeatures(ctx.rows) if self._return_remapped_features else None
         return self._embedding_module.output_dist(ctx.tables, output), rows
+
+    def held(self, table: str) -> tuple[Tensor, Tensor] | None:
+        """Return the rows of a table that ids hold by this rank's part of its map, ascending, and these ids.
+
+        Args:
+            table: its name.
+
+        Returns:
+            int64 ``(N,)`` both, ids as an ``input_hash_func`` left them; None: this rank has no map of the table, or
+            one of a kind of a program's own.
+        """
+        maps = self._managed_collision_collection.maps().get(table, [])
+        held = [each.held() for each in maps if isinstance(each, FindsRows)]
+        if not held:
+            return None
+        rows, ids = (torch.cat(parts) for parts in zip(*held, strict=True))
+        return rows, ids
 
     def stats(self, reset: bool = True) -> dict[str, ManagedCollisionStats]:
         """Return, for each table that this rank has a map of, how full it is and what it has done.

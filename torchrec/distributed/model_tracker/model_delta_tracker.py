@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from torchrec.distributed.collection import ShardedTableCollection, append_prefix
+from torchrec.distributed.mc_embedding_modules import (
+    BaseShardedManagedCollisionEmbeddingCollection,
+)
 from torchrec.distributed.model_tracker.delta_store import DeltaStoreTrec
 from torchrec.distributed.model_tracker.types import TrackingMode, UniqueRows, UpdateMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -85,11 +88,29 @@ class _Observer:
 
 
 class _Table(NamedTuple):
-    """A table that is tracked: its collection, its name there, and the name of the state that is told, if one is."""
+    """A table that is tracked.
+
+    Attributes:
+        collection: whose it is.
+        name: of the table there.
+        state: that is told, if one is.
+        maps: that give ids its rows, if any do.
+    """
 
     collection: ShardedTableCollection
     name: str
     state: str | None
+    maps: BaseShardedManagedCollisionEmbeddingCollection | None
+
+    def raw_ids(self, rows: Tensor) -> Tensor | None:
+        """Return the ids that hold rows now, -1: none does; None: this rank has no map of the table."""
+        found = None if self.maps is None else self.maps.held(self.name)
+        if found is None:
+            return None
+        # Behind all others, a row that no table has.
+        held, ids = (torch.cat([each.long(), each.new_full((1,), -1)]) for each in found)
+        at = torch.searchsorted(held[:-1], rows)
+        return torch.where(held[at] == rows, ids[at], -1)
 
     def values(self, rows: Tensor) -> Tensor:
         """Return what is told of rows, as it is now: ``(N, D)``, or ``(N,)`` of a state of one number a row."""
@@ -103,7 +124,8 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
     Each rank tells of the rows that it has, looked up for the batches of all ranks, by their numbers in the whole
     table; of copies, of those that its own batches have. The ranks together tell what one process would. Of a table
     whose columns are divided, all ranks with some of a row tell of it, each of its columns. Rows whose ids were evicted
-    from a map count as looked up. Rows that change otherwise do not: an optimizer with ``lazy=False`` updates all.
+    from a map count as looked up. Beside rows of a table with a map, the ranks that have it tell the ids that hold them
+    by then. Rows that change otherwise do not count: an optimizer with ``lazy=False`` updates all.
 
     Batches are numbered from 0: calls of `step`, `get_unique`, `get_unique_ids` and `clear` begin the next one.
 
@@ -153,6 +175,11 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
             for path, child in model.named_modules()
             if isinstance(child, ShardedTableCollection)
         }
+        maps = {
+            path: child
+            for path, child in model.named_modules()
+            if isinstance(child, BaseShardedManagedCollisionEmbeddingCollection)
+        }
         self._features: dict[str, list[str]] = {}
         self._tables: dict[str, _Table] = {}
         unmatched, observers = set(fqns_to_skip), dict[str, _Observer]()
@@ -166,7 +193,8 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
                 observed[config.name] = fqn
                 self._features[fqn] = list(config.feature_names)
                 state = _state_name(child, config.name, mode)
-                self._tables[fqn] = _Table(child, config.name, state)
+                around = maps.get(path.rpartition(".")[0])
+                self._tables[fqn] = _Table(child, config.name, state, around)
         if unmatched:
             raise ValueError(
                 "`fqns_to_skip` should be paths of sharded tables or of their modules. "
@@ -225,7 +253,7 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
                     f"`{name}` should have a value for each of the {len(kjt.values())} rows. Received {len(given)}."
                 )
         starts = dict(zip(kjt.keys(), pairwise(kjt.offset_per_key()), strict=True))
-        for fqn, (collection, name, _) in self._tables.items():
+        for fqn, (collection, name, *_) in self._tables.items():
             spans = [slice(*starts[key]) for key in self._features[fqn] if key in starts]
             if not spans or emb_module not in (None, collection):
                 continue
@@ -389,7 +417,10 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
         if in_order:
             top = top.sort().values
         states = first if mode is TrackingMode.EMBEDDING else changed
-        return replace(rows, states=states).at(top), rows.at(rest.sort().values)
+        told = replace(rows, states=states).at(top)
+        if told.raw_ids is None:
+            told = replace(told, raw_ids=self._tables[fqn].raw_ids(told.ids))
+        return told, rows.at(rest.sort().values)
 
     def get_latest(self) -> dict[str, Tensor]:
         """Return what is told of rows, for all rows of this rank's part of each table, as it is now, by path.
@@ -399,7 +430,7 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
         if self._mode is TrackingMode.ID_ONLY:
             return {}
         found = dict[str, Tensor]()
-        for fqn, (collection, name, state) in self._tables.items():
+        for fqn, (collection, name, state, _) in self._tables.items():
             tables = collection.tables
             if state is None:
                 found[fqn] = tables.parameter(name).detach()

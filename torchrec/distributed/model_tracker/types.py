@@ -77,8 +77,9 @@ class UniqueRows:
     Attributes:
         ids: the rows, int64 ``(N,)``, in their order.
         states: of each, ``(N, D)``, or ``(N,)`` of one number a row; None: none are told.
-        raw_ids: the id that had each row when it was last looked up with one, as it was before a map gave it the row,
-            int64 ``(N,)``; -1: none was given. None: for no row.
+        raw_ids: the id that each row was last looked up by, before a map gave it the row, as `record_lookup` was told;
+            else the one that holds the row in the map of a managed collision collection: int64 ``(N,)``; -1: none.
+            None: for no row.
         runtime_meta: of that look-up, ``(N, M)``; 0: none was given. None: for no row.
     """
 
