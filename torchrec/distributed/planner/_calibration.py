@@ -89,7 +89,7 @@ class ExchangeRate:
         squares_step_ms: more, where ranks add up squares of rows whose columns lie apart.
         ns_a_byte: of vectors and gradients that a rank sends, with packing them.
         ns_an_id: of ids that a rank asks for, which are given rows, sorted by ranks, sent and taken in.
-        reduce_ns_a_byte: of gradients of copies, which are added up over the ranks.
+        reduce_ns_a_byte: of gradients that are added up over the ranks, with copying them there and back.
         layers_slowdown: how many times longer layers take where as many ranks are at it together on one host.
         layers_step_ms: more of a step of layers, whose gradients are added up.
         rows_ns_a_number: of rows that are pooled by who asked for them, each number once.

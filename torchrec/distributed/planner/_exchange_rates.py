@@ -53,10 +53,10 @@ _CACHED, _SOME, _MANY = 1_000, 10_000, 50_000  # rows
 _LONG = 20  # ids of a bag
 # Samples of a rank, and ids a bag.
 _SMALL, _LARGE, _BAGS = (128, 1), (2048, 1), (512, _LONG)
-_MEDIUM = 256  # samples, some bags of which are long
+_FEW, _MEDIUM = 32, 512  # samples, some bags of which are long
 _HIDDEN = 256  # of layers
 _TABLES_MORE = 32
-_MILLION = 1_000_000  # numbers of a gradient
+_TINY, _HUGE = 8, 700  # columns of layers whose gradients are added up
 _ROUND = 0.06  # seconds of each thing, then of the next; the quickest round counts, as others may run something
 
 
@@ -99,8 +99,10 @@ def exchange_rate(world_size: int, seconds: float, threads: int, clock: Clock) -
     step = narrow[0] - ids * an_id - num_bytes * a_byte - features * part
     gathered = _more(found["mixed"]) - _more(found["single"]) - _more(found["long"])
     alone, together = found["usual alone"], found["usual"]
+    of_layers = _more(found["summed"])
     # Of a sum, each rank sends each other one its share of the numbers, twice.
-    reduced = 2 * 4 * _MILLION / world_size * (world_size - 1)
+    numbers = _num_parameters(_HUGE) - _num_parameters(_TINY)
+    reduced = 2 * 4 * numbers / world_size * (world_size - 1)
     return ExchangeRate(
         world_size=world_size,
         slowdown=max(sum(together) / sum(alone), 1.0),
@@ -112,9 +114,9 @@ def exchange_rate(world_size: int, seconds: float, threads: int, clock: Clock) -
         squares_step_ms=max(columns[0] - whole[0] - _SMALL[0] * by_columns - features * part, 0.0),
         ns_a_byte=a_byte * 1e6,
         ns_an_id=an_id * 1e6,
-        reduce_ns_a_byte=found["reduced"][0] * 1e6 / reduced,
+        reduce_ns_a_byte=max(_more(found["reduced"]) - of_layers, 0.0) * 1e6 / reduced,
         layers_slowdown=max(found["layers"][0] / found["layers alone"][0], 1.0),
-        layers_step_ms=max(found["summed"][1] - found["summed"][0], 0.0),
+        layers_step_ms=max(of_layers, 0.0),
         rows_ns_a_number=by_rows * 1e6 / (features * _WIDE),
         squares_ns_an_id=by_columns * 1e6 / (2 * features),
         gather_ns_a_number=max(gathered, 0.0) * 1e6 / _gathered_numbers(world_size),
@@ -175,7 +177,7 @@ def _gathered_numbers(world_size: int) -> float:
     rows = _SOME / world_size
     found = 0.0
     for bag in (1, _LONG):
-        few, many = (-rows * math.expm1(-batch * bag / rows) for batch in (_SMALL[0], _MEDIUM))
+        few, many = (-rows * math.expm1(-batch * bag / rows) for batch in (_FEW, _MEDIUM))
         found += (many - few) * _WIDE * _features(world_size) / 2
     return found
 
@@ -248,8 +250,11 @@ def _steps(rank: int, world_size: int) -> dict[str, _Steps]:
     def by_columns(table: int) -> ParameterShardingGenerator:
         return column_wise([table % world_size, (table + 1) % world_size])
 
-    layers, small = _layers(_HIDDEN), _layers(8)
-    summed = DistributedDataParallel(_layers(8))
+    def summed(columns: int) -> _Steps:
+        """Without and with gradients that are added up."""
+        both = _layers(columns), DistributedDataParallel(_layers(columns))
+        return [_training_layers(layers, 1, columns) for layers in both]
+
     return {
         "usual": here(mine, _USUAL, _LARGE, _BAGS, rows=_MANY),
         "narrow here": here(mine, _NARROW, _SMALL, _BAGS),
@@ -263,9 +268,9 @@ def _steps(rank: int, world_size: int) -> dict[str, _Steps]:
         "single": mixed([1] * half),
         "long": mixed([_LONG] * half),
         "tables": [_of_tables(count, world_size) for count in (features, features + _TABLES_MORE)],
-        "layers": [_training_layers(layers, _HIDDEN, _LARGE[0])],
-        "summed": [_training_layers(each, 8, 8) for each in (small, summed)],
-        "reduced": [_reducing()],
+        "layers": [_training_layers(_layers(_HIDDEN), _LARGE[0], _HIDDEN)],
+        "summed": summed(_TINY),
+        "reduced": summed(_HUGE),
     }
 
 
@@ -282,13 +287,16 @@ def _layers(size: int) -> nn.Module:
     )
 
 
-def _training_layers(layers: nn.Module, size: int, batch: int) -> Callable[[], None]:
-    optimizer, inputs = torch.optim.Adagrad(layers.parameters()), torch.ones(batch, size)
+def _num_parameters(columns: int) -> int:
+    return sum(each.numel() for each in _layers(columns).parameters())
+
+
+def _training_layers(layers: nn.Module, samples: int, columns: int) -> Callable[[], None]:
+    inputs = torch.ones(samples, columns)
 
     def step() -> None:
-        optimizer.zero_grad()
+        layers.zero_grad()
         layers(inputs).mean().backward()
-        optimizer.step()
 
     return step
 
@@ -334,14 +342,3 @@ def _rank_ms(step: Callable[[], None], seconds: float, clock: Clock) -> float:
         step()
         times.append(clock() - before)
     return usual_ms(times)
-
-
-def _reducing() -> Callable[[], None]:
-    """Return the step that adds up gradients of a million numbers."""
-    gradient = torch.ones(_MILLION)
-
-    def step() -> None:
-        dist.all_reduce(gradient)
-        gradient.fill_(1.0)
-
-    return step
