@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -17,6 +17,7 @@ from torchrec.distributed.planner._calibration import (
     UpdateRate,
     between,
 )
+from torchrec.distributed.planner._exchange_rates import rate_of
 from torchrec.distributed.planner.calibrate import calibrate
 from torchrec.distributed.planner.devices import DEVICES, topology_of
 from torchrec.distributed.planner.types import CollectionStep, CollectiveType, PartLookup, StateSize
@@ -285,6 +286,61 @@ def test_worlds_that_do_not_exchange_are_refused():
         calibrate([1])
     with pytest.raises(ValueError, match="`threads` should be 1 with `processor_time`"):
         calibrate([], threads=2, processor_time=True)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_rates_are_found_from_steps(world_size):
+    """Of steps that take what some rates say, these rates are found."""
+    rate = RATES.exchanges[[2, 4].index(world_size)]
+    rate = replace(rate, part_ms=0.01, squares_step_ms=0.75, layers_step_ms=0.25)
+    tables, away = 8, (world_size - 1) / world_size
+    small, large, bags = (128, 1), (2048, 1), (512, 20)
+
+    def exchange(shape, columns, parts=1):
+        batch, bag = shape
+        ids = parts * tables * batch * (bag + 0.5) * rate.ns_an_id
+        sent = 2 * 4 * batch * tables * columns * away * rate.ns_a_byte
+        return rate.step_ms + parts * tables * rate.part_ms + (ids + sent) / 1e6
+
+    def apart(shape):
+        pooled = shape[0] * tables * 128 * rate.rows_ns_a_number / 1e6
+        more = (world_size - 1) * tables * rate.part_ms
+        return exchange(shape, 128) + rate.rows_step_ms + pooled + more
+
+    def squares(shape):
+        ids = 2 * shape[0] * tables * rate.squares_ns_an_id / 1e6
+        return exchange(shape, 64, 2) + rate.squares_step_ms + ids
+
+    def gathered(batch):
+        rows = 10_000 / world_size
+        chosen = sum(rows * (1 - 2.718281828459045 ** (-batch * bag / rows)) for bag in (1, 20))
+        return chosen * 4 * 128 * rate.gather_ns_a_number / 1e6
+
+    layers = 3, 5  # a step of small layers alone, and of large ones
+    numbers = [2 * side * (side + 1) + side + 1 for side in (8, 700)]
+    sums = (numbers[1] - numbers[0]) * 2 * 4 * away * rate.reduce_ns_a_byte / 1e6
+    found = {
+        "usual alone": [10, 30],
+        "usual": [10 * rate.slowdown, 30 * rate.slowdown],
+        "narrow here": [1, 4],
+        "narrow": [1 + exchange(small, 8), 4 + exchange(bags, 8)],
+        "wide here": [2, 6],
+        "wide": [2 + exchange(small, 128), 6 + exchange(large, 128)],
+        "rows": [2 + apart(small), 6 + apart(large)],
+        "columns here": [3, 9],
+        "columns": [3 + squares(small), 9 + squares(large)],
+        "mixed": [7 + gathered(32), 70 + gathered(512)],
+        "single": [3, 13],
+        "long": [2, 55],
+        "tables": [5, 5 + 32 * rate.part_ms],
+        "layers alone": [4],
+        "layers": [4 * rate.layers_slowdown],
+        "summed": [layers[0], layers[0] + rate.layers_step_ms],
+        "reduced": [layers[1], layers[1] + rate.layers_step_ms + sums],
+    }
+    measured = rate_of(found, world_size)
+    for name, value in asdict(rate).items():
+        assert getattr(measured, name) == pytest.approx(value, rel=1e-6, abs=1e-9), name
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ from torchrec.distributed.sharding_plan import (
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-__all__ = ["exchange_rate"]
+__all__ = ["exchange_rate", "rate_of"]
 
 _Steps = list[Callable[[], None]]
 
@@ -80,7 +80,16 @@ def exchange_rate(world_size: int, seconds: float, threads: int, clock: Clock) -
             raise RuntimeError(
                 f"A process of {world_size} should have measured. {error}"
             ) from error
-        found: dict[str, list[float]] = json.loads((Path(folder) / "measured").read_text())
+        return rate_of(json.loads((Path(folder) / "measured").read_text()), world_size)
+
+
+def rate_of(found: Mapping[str, Sequence[float]], world_size: int) -> ExchangeRate:
+    """Return what exchanges take, from milliseconds of steps.
+
+    Args:
+        found: names of `_steps` -> of each step.
+        world_size: how many ranks took them.
+    """
     features, (few, many) = _features(world_size), found["tables"]
     part = max(many - few, 0.0) / _TABLES_MORE
     narrow, wide = _beside(found, "narrow"), _beside(found, "wide")
@@ -111,7 +120,8 @@ def exchange_rate(world_size: int, seconds: float, threads: int, clock: Clock) -
         rows_step_ms=max(
             rows[0] - whole[0] - _SMALL[0] * by_rows - (world_size - 1) * features * part, 0.0
         ),
-        squares_step_ms=max(columns[0] - whole[0] - _SMALL[0] * by_columns - features * part, 0.0),
+        # Each table has two parts.
+        squares_step_ms=max(columns[0] - _SMALL[0] * by_columns - step - 2 * features * part, 0.0),
         ns_a_byte=a_byte * 1e6,
         ns_an_id=an_id * 1e6,
         reduce_ns_a_byte=max(_more(found["reduced"]) - of_layers, 0.0) * 1e6 / reduced,
@@ -128,7 +138,7 @@ def _features(world_size: int) -> int:
     return world_size * max(1, round(_FEATURES / world_size))
 
 
-def _beside(found: dict[str, list[float]], name: str) -> list[float]:
+def _beside(found: Mapping[str, Sequence[float]], name: str) -> list[float]:
     """Return what steps take beside their look-ups."""
     return [a - b for a, b in zip(found[name], found[f"{name} here"], strict=True)]
 
