@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -118,7 +119,7 @@ def answers_to(*reads: bytes) -> bytes:
         protocol.connection_made(cast(asyncio.Transport, wire))
         for data in reads:
             protocol.data_received(data)
-        for _ in range(100):  # turns of the loop
+        for _ in range(300):  # turns of the loop
             await asyncio.sleep(0)
         protocol.connection_lost(None)
         return b"".join(wire.packets)
@@ -137,6 +138,40 @@ def test_heads_are_bounded_and_bodies_that_come_with_them_are_not() -> None:
     endless = [b"POST / HTTP/1.1\r\n"] + [b"x: %s\r\n" % (b"y" * 1000)] * 70
     assert b" 400 " in answers_to(*endless)
     assert answers_to(*endless[:50]) == b""
+
+
+def test_requests_ahead_of_their_answers_are_bounded() -> None:
+    ask = b"GET / HTTP/1.1\r\n\r\n"
+    assert answers_to(ask * 50).count(b"0 bytes") == 50
+    refused = answers_to(ask * 102)
+    assert refused.count(b"HTTP/1.1 ") == 1
+    assert refused.endswith(
+        b"At most 100 requests should come ahead of their answers. Received more."
+    )
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError()], ids=["closed", "reset"])
+def test_a_connection_leaves_no_cycle(error: Exception | None) -> None:
+    async def go() -> None:
+        protocol = BoundedProtocol(uvicorn.Config(length, log_config=None), ServerState(), {})
+        wire = Wire()
+        protocol.connection_made(cast(asyncio.Transport, wire))
+        protocol.data_received(b"GET / HTTP/1.1\r\n\r\n" * 5)
+        for _ in range(3):  # some are answered
+            await asyncio.sleep(0)
+        wire.closed = True
+        protocol.connection_lost(error)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        gone = weakref.ref(protocol)
+        del protocol
+        assert gone() is None
+
+    gc.disable()
+    try:
+        asyncio.run(go())
+    finally:
+        gc.enable()
 
 
 def test_cycles_are_looked_for_rarely_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

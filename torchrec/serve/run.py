@@ -26,6 +26,9 @@ _IDLE = 75  # seconds after which a connection that asks nothing is closed; long
 _COLLECT = 20_000, 20, 20
 _HEAD = 64 << 10  # bytes of a request's head, but for what comes with its first ones
 _HEAD_SECONDS = 10.0  # that it may take to come
+_AHEAD = (
+    100  # requests of a connection that wait for the answers to those before; each takes some 9 KB
+)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -103,7 +106,7 @@ class WholeAnswers:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """HTTP, with bounds where uvicorn has none: on how many bytes the head of a request has, and how long it takes."""
+    """HTTP, with bounds where uvicorn has none: on bytes and seconds of a head, and requests ahead of answers."""
 
     _head_bytes = 0
     _head_due: float | None = None  # None: no head is under way
@@ -132,9 +135,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes, self._head_due = 0, time.monotonic() + _HEAD_SECONDS
 
     def on_headers_complete(self) -> None:
-        """Note that it has come."""
+        """Note that it has come, and take the request if there are not too many."""
         self._head_due = None
+        if len(self.pipeline) == _AHEAD:
+            text = f"At most {_AHEAD} requests should come ahead of their answers. Received more."
+            self.send_400_response(text)
+            raise ValueError(text)  # to the parser, which ends
         super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of what refers to this in turn: it would stay until cycles are looked for."""
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        self.cycle = None  # type: ignore[assignment]
 
     def _close_after(self, seconds: float) -> None:
         if self.timeout_keep_alive_task is not None:
