@@ -177,20 +177,23 @@ def test_a_rank_that_does_not_answer_ends_the_others_after_the_timeout_of_the_gr
     )
 
 
-def elsewhere():
+def elsewhere(how):
     """Rank 1 has stopped; rank 0 waits for it in a checkpoint, and rank 2 is at the next step already."""
     waiting, next_step = (Wire(dist.new_group(timeout=timedelta(seconds=s))) for s in (60, 6))
     if dist.get_rank() == 0:
         waiting.share("written", 0, "a checkpoint")
     if dist.get_rank() == 1:
         time.sleep(12)
-    if dist.get_rank() == 2:
+    if dist.get_rank() == 2 and how == "exchange":
         next_step.states(0, "a step")
+    if dist.get_rank() == 2 and how == "meet":
+        next_step.together(lambda: None, "a step")
 
 
 @pytest.mark.slow
-def test_who_waits_in_another_exchange_is_not_taken_for_stopped():
-    *_, error = run(elsewhere, 3, timeout=30)
+@pytest.mark.parametrize("how", ["exchange", "meet"])
+def test_who_waits_in_another_exchange_is_not_taken_for_stopped(how):
+    *_, error = run(elsewhere, 3, how, timeout=30)
     assert str(error) == (
         "All ranks should take part in a step within 6 s, the `timeout` of their process group. Received nothing "
         "from rank 1: it has stopped, or has left out what others do."

@@ -23,17 +23,22 @@ pytestmark = pytest.mark.once
 
 def watched(*signs, patience=10):
     """Return what is made of signs of two ranks that are seen at several seconds."""
-    watch = LifeWatch(timedelta(seconds=patience), now=0)
-    return [watch.stopped(dict(enumerate(of_ranks)), now) for now, of_ranks in signs]
+    watch = LifeWatch(timedelta(seconds=patience))
+    found = ({r: sign for r, sign in enumerate(each) if sign is not None} for _, each in signs)
+    return [watch.stopped(each, now) for each, (now, _) in zip(found, signs, strict=True)]
 
 
 def test_ranks_stop_whose_signs_do_not_change():
     runs = [(now, (f"{now} {100 + now} reading", "")) for now in (4, 8)]
     assert watched(*runs, (9, ("", ""))) == [None] * 3
     # One never gave a sign; what the other was at is over, and then nothing comes.
-    assert watched(*runs, (11, ("11 111 reading", "")))[-1] == Stopped([1], "", False)
+    assert watched(*runs, (15, ("15 115 reading", "")))[-1] == Stopped([1], "", False)
     assert watched(*runs, (9, ("", "1 1 x")), (18.5, ("", "2 2 x")))[-1] is None
     assert watched(*runs, (9, ("", "1 1 x")), (19.5, ("", "2 2 x")))[-1] == Stopped([0], "", False)
+    # It has waited itself in between.
+    waited = [(4, ("", "")), (12, (None, "1 1 x")), (16, ("", "2 2 x"))]
+    assert watched(*waited) == [None] * 3
+    assert watched(*waited, (27, ("", "3 3 x")))[-1] == Stopped([0], "", False)
 
 
 def test_threads_that_do_not_run_are_told_from_processes_that_do_not():

@@ -190,9 +190,7 @@ class Channel:
             # Who has begun to wait just now has said so a little later.
             if not self._end and monotonic() > end and not work.done_within(self._patience):
                 missing = [r for r in range(len(waits)) if not store.check([waits[r]])]
-                # Who waits in an exchange of other ranks, or of other things, waits for one of these as well.
-                absent = [r for r in missing if not store.check([self._anywhere(r)])]
-                stopped = Stopped(absent or missing, doing="", is_alive=False)
+                stopped = Stopped(self._without_waiting(missing), doing="", is_alive=False)
                 self._end = self._give_up(stopped, doing)
             if self._end:
                 raise RuntimeError(self._end)
@@ -235,7 +233,7 @@ class Channel:
             waited = monotonic() - began
             if waited > self._patience.total_seconds():
                 if watch is None:
-                    watch = LifeWatch(self._timeout, began)
+                    watch = LifeWatch(self._timeout)
                     store.set(self._anywhere(self.rank), doing)
                 self._look_for(group, {rank: keys[rank] for rank in others}, watch, doing)
             # The longer it takes, the less often: the store answers all ranks. `Store.wait` writes to the log when it
@@ -254,7 +252,8 @@ class Channel:
         """Raise, if one of the ranks that should be here, and are not, is not going to come."""
         store, now = default_store(), monotonic()
         missing = [rank for rank, key in keys.items() if not store.check([key])]
-        stopped = watch.stopped({rank: _read(store, self._life(rank)) for rank in missing}, now)
+        holding_up = self._without_waiting(missing)
+        stopped = watch.stopped({rank: _read(store, self._life(rank)) for rank in holding_up}, now)
         self._end = self._verdict() or self._elsewhere(missing, doing)
         if not self._end and stopped is not None:
             self._end = self._give_up(stopped, doing)
@@ -262,7 +261,7 @@ class Channel:
             raise RuntimeError(self._end)
         # Not of those that are alive: each time leaves a message there, and they may work for days.
         silent = [
-            r for r in missing if watch.silent_for(r, now) > 2 * self._patience.total_seconds()
+            r for r in holding_up if watch.silent_for(r, now) > 2 * self._patience.total_seconds()
         ]
         lost = [rank for rank in silent if is_closed(group, rank)]
         if lost:
@@ -279,6 +278,14 @@ class Channel:
                     f"Received {doing} on rank {self.rank}, {store.get(key).decode()} on rank {rank}."
                 )
         return ""
+
+    def _without_waiting(self, missing: Sequence[int]) -> list[int]:
+        """Return those of some ranks that hold others up; all of them, if there is no telling.
+
+        Who waits in an exchange of other ranks, or of other things, waits for one of these as well.
+        """
+        store = default_store()
+        return [r for r in missing if not store.check([self._anywhere(r)])] or list(missing)
 
     def _anywhere(self, rank: int) -> str:
         """Return what a rank of this group says that it waits by, in whichever exchange it is."""

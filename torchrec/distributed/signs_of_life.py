@@ -44,9 +44,7 @@ def signs_of_life(key: str, doing: str, every: timedelta) -> Iterator[None]:
 
 def _processor_time() -> Callable[[], int]:
     """Return what tells how long the thread that asks for it has had a processor, in whichever thread it is called."""
-    if not hasattr(
-        time, "pthread_getcpuclockid"
-    ):  # as on macOS: there it is never found to stand still
+    if not hasattr(time, "pthread_getcpuclockid"):  # as on macOS: it then never stands still
         return time.monotonic_ns
     return partial(time.clock_gettime_ns, time.pthread_getcpuclockid(get_ident()))
 
@@ -104,29 +102,30 @@ class LifeWatch:
 
     Args:
         patience: how long a rank may give no new one, or its thread not run.
-        now: seconds; when it begins to wait.
     """
 
-    def __init__(self, patience: timedelta, now: float) -> None:
-        self._patience, self._began = patience.total_seconds(), now
+    def __init__(self, patience: timedelta) -> None:
+        self._patience = patience.total_seconds()
         self._seen: dict[int, _Seen] = {}
 
     def stopped(self, signs: Mapping[int, str], now: float) -> Stopped | None:
         """Return those ranks that have stopped; None: all may go on.
 
         Args:
-            signs: what `signs_of_life` has written last, by rank, of those that are waited for.
+            signs: what `signs_of_life` has written last, by rank, of those that are waited for; nothing of those that
+                wait themselves, whose time begins anew.
             now: seconds. To be asked every now and then: signs are held against those of the time before.
 
         Example:
-            >>> watch = LifeWatch(timedelta(seconds=60), now=0.0)
+            >>> watch = LifeWatch(timedelta(seconds=60))
             >>> watch.stopped({1: "7 5000 reading"}, now=50.0), watch.stopped({1: "7 5000 reading"}, now=100.0)
             (None, None)
             >>> watch.stopped({1: "7 5000 reading"}, now=111.0)
             Stopped(ranks=[1], doing='reading', is_alive=False)
         """
+        self._seen = {rank: self._seen.get(rank) or _Seen(now, now) for rank in signs}
         for rank, sign in signs.items():
-            self._seen.setdefault(rank, _Seen(self._began, self._began)).see(sign, now)
+            self._seen[rank].see(sign, now)
         silent = [rank for rank in signs if now - self._seen[rank].number_at > self._patience]
         idle = [rank for rank in signs if now - self._seen[rank].ran_at > self._patience]
         found = silent or idle
@@ -137,7 +136,7 @@ class LifeWatch:
         return Stopped(alike, doing, is_alive=not silent)
 
     def silent_for(self, rank: int, now: float) -> float:
-        """Return how many seconds ago a rank gave its last new sign, or waiting for it began.
+        """Return how many seconds ago a rank gave its last new sign, or was first asked for.
 
         Args:
             rank: that `stopped` was asked of.
