@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +34,20 @@ def export(
     """
     from torchrec.inference import export as export_model
 
-    path = export_model(run, output, format)  # type: ignore[arg-type]  # refused if it is none
+    with _quiet():
+        path = export_model(run, output, format)  # type: ignore[arg-type]  # refused if it is none
     size = sum(file.stat().st_size for file in path.parent.glob("model*"))
     console().print(f"{path}: {size / 1e6:,.1f} MB with what is beside it", markup=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what PyTorch's exporters say of their own insides, in some ten lines; what is wrong they raise."""
+    former = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(former)

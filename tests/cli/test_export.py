@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -50,6 +52,26 @@ def test_a_run_becomes_a_file(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     served = torch.export.load(run / "out" / "model.pt2").module()
     found = served(raw.numbers, raw.ids, raw.lengths)[0]
     torch.testing.assert_close(found, predictor.predict(table), rtol=0, atol=1e-6)
+
+
+def test_what_exporters_say_of_themselves_is_kept_back(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    logger = logging.getLogger("torch.onnx")
+
+    def export(*_: object) -> Path:
+        logger.warning("is not installed")
+        warnings.warn("is deprecated", UserWarning, stacklevel=1)  # an error in these tests
+        return tmp_path / "model.pt2"
+
+    monkeypatch.setattr("torchrec.inference.export", export)
+    assert cli.main(["export", str(tmp_path), "-o", str(tmp_path / "out")]) == 0
+    assert not caplog.records
+    assert capsys.readouterr().err == ""
+    assert logger.isEnabledFor(logging.WARNING)
 
 
 def test_an_unknown_format_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
