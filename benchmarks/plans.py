@@ -167,7 +167,7 @@ def peaks(drawn: Drawn, plan: ShardingPlan, small_plan: ShardingPlan, rank: int)
     peak = peak_of_steps(Training(drawn, plan, batches))
     used = torch.tensor([peak + own_shared() - before])
     of_ranks = used.new_empty(dist.get_world_size())
-    dist.all_gather_into_tensor(of_ranks, used)
+    dist.all_gather(list(of_ranks.split(1)), used)
     return [int(each) for each in of_ranks]
 
 
@@ -223,7 +223,7 @@ def _rank(
         model = Training(drawn, plan, batches_of(drawn, rank))
         took = min(usual_ms(_times(model, SECONDS, clock)) for _ in range(ROUNDS))
         of_ranks = torch.zeros(world_size, dtype=torch.float64)
-        dist.all_gather_into_tensor(of_ranks, torch.tensor([took], dtype=torch.float64))
+        dist.all_gather(list(of_ranks.split(1)), torch.tensor([took], dtype=torch.float64))
         found = of_ranks.tolist()
     if rank == 0:
         (Path(folder) / measures).write_text(json.dumps(found))
