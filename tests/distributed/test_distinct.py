@@ -21,6 +21,7 @@ from tests.distributed.test_collections import (
     shard,
     shards,
 )
+from torchrec.distributed.channel import use_channel
 from torchrec.distributed.distinct import distinct_rows
 from torchrec.types import IdPolicy
 
@@ -89,11 +90,13 @@ def bytes_sent(kind):
     """Of ids, and of vectors and gradients, with and without; and of ids that other ranks have the rows of."""
     rank = dist.get_rank()
     features, found = batch(rank, 0, 40), []
+    channel = Counted(dist.group.WORLD)
+    use_channel(dist.group.WORLD, channel)
     for distinct in (False, True):
         module = shard(make(False, "sgd"), kind, use_index_dedup=distinct)
-        with Counted() as counted:
-            loss([values for values, _ in outputs(module, features)]).backward()
-        found.append((counted.bytes[torch.int32], counted.bytes[torch.float32]))
+        channel.bytes.clear()
+        loss([values for values, _ in outputs(module, features)]).backward()
+        found.append((channel.bytes[torch.int32], channel.bytes[torch.float32]))
     asked = [0, 0]
     for t, (rows, _, keys) in enumerate(TABLES.values()):
         away = {row for s in shards(kind, t, (rows, 8), 2) if s.rank != rank for row in s.rows}

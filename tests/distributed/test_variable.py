@@ -22,6 +22,7 @@ from tests.distributed.test_collections import (
     shards,
 )
 from torchrec import KeyedJaggedTensor, PoolingType
+from torchrec.distributed.channel import use_channel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import (
     CommType,
@@ -148,11 +149,13 @@ def test_weights_of_ids_have_gradients(workers, kind):
 def bytes_sent(kind):
     """Of a batch whose 64 samples share a few bags, and of the same batch at its full size."""
     features, found = own(dist.get_rank(), 1, 64), []
+    channel = Counted(dist.group.WORLD)
+    use_channel(dist.group.WORLD, channel)
     for each in (features.expand_inverse(), features):
         module = shard(make(True, "sgd"), kind)
-        with Counted() as counted:
-            loss([module(each).values()]).backward()
-        found.append((counted.bytes[torch.int32], counted.bytes[torch.float32]))
+        channel.bytes.clear()
+        loss([module(each).values()]).backward()
+        found.append((channel.bytes[torch.int32], channel.bytes[torch.float32]))
     return found
 
 
