@@ -60,13 +60,13 @@ slow: native
 	$(BESIDE) slow-recipes slow-ranks slow-rest
 
 slow-recipes: native
-	$(LONG) tests/test_recipes.py
+	$(LONG) tests/test_recipes.py tests/serve
 
 slow-ranks: native
 	$(LONG) tests/distributed tests/cli
 
 slow-rest: native
-	$(LONG) tests --ignore=tests/test_recipes.py --ignore=tests/distributed --ignore=tests/cli
+	$(LONG) tests $(addprefix --ignore=tests/,test_recipes.py serve distributed cli)
 
 lint: $(READY)
 	$(PY) -m ruff check .
