@@ -83,7 +83,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 class Paths:
     """Finds what answers a path, among routes that say so by Starlette's patterns.
 
-    Starlette's own way from a route to its endpoint is a fifth of a request; here it is a look in a cache.
+    Starlette's own way from a route to its endpoint is a tenth of a request; here it is a look in a cache.
 
     Args:
         routes: their endpoints take a `Request` and return a `Response`. The first path that fits counts, whatever its
