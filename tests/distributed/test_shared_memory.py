@@ -69,6 +69,35 @@ def test_it_brings_what_all_to_all_single_brings(workers, world_size):
     assert all(workers.run(exchanged, world_size, 70))
 
 
+def the_same_to_all():
+    """Between messages of a part for each rank: of every size, packed or not, read late."""
+    memory, rank, ranks = shared(), dist.get_rank(), dist.get_world_size()
+    works = []
+    for step, size in enumerate((0, 3, 128, 129, 7000, 250_000) * 3):
+        sent = torch.full((size,), float(100 * step + rank))
+        if step % 2:
+            packed = memory.message(size, sent)
+            sent = packed.copy_(sent)
+        works.append((step, size, memory.start_all_gather(sent)))
+        sizes = [2 + r for r in range(ranks)]
+        own = memory.start(torch.arange(sum(sizes)), sizes, [2 + rank] * ranks, None)
+        assert own.done_within(LONG)
+        starts = [sum(sizes[:rank]) + i for i in range(2 + rank)]
+        assert [part.tolist() for part in own.parts()] == [starts] * ranks
+        if step % 4 == 3:
+            for number, length, work in works:
+                assert work.done_within(LONG)
+                expected = [torch.full((length,), float(100 * number + r)) for r in range(ranks)]
+                assert all(map(torch.equal, work.parts(), expected))
+            works.clear()
+    return True
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_what_all_ranks_get_is_sent_once(workers, world_size):
+    assert all(workers.run(the_same_to_all, world_size))
+
+
 def kept():
     """Messages of many exchanges, all kept: nobody writes where another still reads."""
     memory, rank = shared(), dist.get_rank()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from typing import Any, TypeVar
@@ -139,18 +141,56 @@ def parameters_by_name(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     return module._parameters
 
 
+@dataclass
+class _Hook:
+    """What adds up gradients: called with each bucket of them.
+
+    Attributes:
+        call: does it.
+        is_given: whether a program has asked for it.
+    """
+
+    call: Callable[[Any], Any]
+    is_given: bool = False
+
+
 class PreparedDataParallel(DistributedDataParallel):
     """Looks, as it ends a forward pass, for tensors in what something has prepared.
 
     Args:
         module: the model.
         prepare: is given what the model returns, and returns what this does.
+        hook: adds up gradients, until `register_comm_hook` gives another. Default: PyTorch does.
         options: of `DistributedDataParallel`.
     """
 
-    def __init__(self, module: nn.Module, prepare: Callable[[Any], Any], **options: Any) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        prepare: Callable[[Any], Any],
+        hook: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(module, **options)
         self._prepare = prepare
+        self._hook: _Hook | None = None
+        if hook is not None and not self._comm_hooks:
+            # Once, as PyTorch takes one alone, and keeps it for good: not this module, which would never be freed.
+            chosen = self._hook = _Hook(hook)
+            super().register_comm_hook(None, lambda _, bucket: chosen.call(bucket))
+
+    def register_comm_hook(self, state: object, hook: Callable[..., Any]) -> None:
+        """Have a function add up the gradients.
+
+        Args:
+            state: its first argument.
+            hook: the function; a bucket of gradients is its second argument.
+        """
+        if self._hook is None or self._hook.is_given:
+            super().register_comm_hook(state, hook)
+        else:
+            self._check_comm_hook(hook)  # type: ignore[no-untyped-call]
+            self._hook.call, self._hook.is_given = partial(hook, state), True
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the model.

@@ -125,6 +125,11 @@ class Channel:
             raise RuntimeError(self._end)
         return group
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether its ranks exchange through memory that they share: all are on one host."""
+        return self._memory is not None
+
     def message(self, size: int, like: Tensor) -> Tensor:
         """Return memory for what this rank sends: whatever is packed there is sent without another copy.
 
@@ -150,12 +155,29 @@ class Channel:
             received: where parts are brought together, ``(sum(expected),)``. Default: new memory.
         """
         sent, group = sent.contiguous(), self.group
-        self.sent_bytes += (sent.numel() - sizes[self.rank]) * sent.element_size()
-        self.sent_messages += self.world_size - 1
+        self._count((sent.numel() - sizes[self.rank]) * sent.element_size())
         with lost_ranks_named(group):
             if self._memory is not None:
                 return self._memory.start(sent, sizes, expected, received)
             return SwapWork(group, sent, sizes, expected, received)
+
+    def start_all_gather(self, sent: Tensor) -> Work:
+        """Send all ranks the same; all call this, with as many elements, in the same order.
+
+        Args:
+            sent: ``(size,)``; not to be written to before all have read it.
+        """
+        if self._memory is None:
+            sizes = [len(sent)] * self.world_size
+            return self.start(sent.repeat(self.world_size), sizes, sizes)
+        sent, group = sent.contiguous(), self.group
+        self._count(sent.nbytes * (self.world_size - 1))
+        with lost_ranks_named(group):
+            return self._memory.start_all_gather(sent)
+
+    def _count(self, sent_bytes: int) -> None:
+        self.sent_bytes += sent_bytes
+        self.sent_messages += self.world_size - 1
 
     def wait(self, work: Work, doing: str) -> None:
         """Wait until an exchange is done.

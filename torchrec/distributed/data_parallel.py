@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from torchrec.distributed._private import (
     SYNC_BUFFERS,
@@ -16,9 +17,13 @@ from torchrec.distributed._private import (
     leave_to_others,
     map_leaves,
 )
+from torchrec.distributed.channel import Channel
+from torchrec.distributed.gradient_sums import Bucket, GradientSums
 from torchrec.distributed.types import Awaitable, ShardedModule, ShardingEnv
 
 __all__ = ["DataParallelWrapper", "DefaultDataParallelWrapper", "sharded_names"]
+
+Hook = Callable[[Bucket], Any]
 
 _PRECISIONS = {None: None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -85,27 +90,32 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
         module = dmp._dmp_wrapped_module
         ignored = {*self._ignored, *sharded_names(module)}
         together = [p for name, p in module.named_parameters() if name not in ignored]
-        if env.world_size == 1 or not any(param.requires_grad for param in together):
+        group = env.process_group
+        if group is None or group.size() == 1 or not any(p.requires_grad for p in together):
             return
         leave_to_others(module, ignored)
         # It looks in the output for tensors whose backward pass ends a step: in a lazy one it would find none.
-        wrapped = PreparedDataParallel(
+        dmp._dmp_wrapped_module = PreparedDataParallel(
             module,
             _waited,
+            self._hook(group, device),
             device_ids=None if device.type == "cpu" else [device],
-            process_group=env.process_group,
+            process_group=group,
             **self._options,
         )
-        dtype = self._dtype
-        if dtype is not None:
-            wrapped.register_comm_hook(
-                env.process_group, lambda group, bucket: _added_up(group, bucket.buffer(), dtype)
-            )
-        dmp._dmp_wrapped_module = wrapped
+
+    def _hook(self, group: dist.ProcessGroup, device: torch.device) -> Hook | None:
+        """Return what adds gradients up; None: PyTorch itself."""
+        if device.type == "cpu" and self._options["gradient_as_bucket_view"]:
+            channel = Channel(group)
+            if channel.shares_memory:
+                return GradientSums(channel, self._dtype)
+        return None if self._dtype is None else partial(_added_up, group, self._dtype)
 
 
-def _added_up(group: dist.ProcessGroup, buffer: Tensor, dtype: torch.dtype) -> Any:
+def _added_up(group: dist.ProcessGroup, dtype: torch.dtype, bucket: Bucket) -> Any:
     """Add gradients up in another type; PyTorch's own hook for bfloat16 does it on GPUs alone."""
+    buffer = bucket.buffer()
     narrow = buffer.to(dtype).div_(group.size())
     work = dist.all_reduce(narrow, group=group, async_op=True)
     return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))

@@ -16,9 +16,10 @@ import mmap
 import os
 import secrets
 import select
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import accumulate
 from time import monotonic
 from weakref import ReferenceType, finalize, ref
 
@@ -225,26 +226,44 @@ class SharedMemory:
             expected: elements from each rank.
             received: where the parts are to be brought together, ``(sum(expected),)``. Default: new memory.
         """
+        starts = list(accumulate(sizes, initial=0))
+        spans = [(starts[r], starts[r + 1]) for r in range(len(sizes))]
+        own = sent.detach()[slice(*spans[self._rank])]
+        return self._post(sent, spans, own, expected, received)
+
+    def start_all_gather(self, sent: Tensor) -> _SharedWork:
+        """Send all ranks the same; all call this, with as many elements, in the same order.
+
+        Args:
+            sent: contiguous, ``(size,)``.
+        """
+        ranks = len(self._segments)
+        return self._post(sent, [(0, len(sent))] * ranks, sent.detach(), [len(sent)] * ranks, None)
+
+    def _post(
+        self,
+        sent: Tensor,
+        spans: Sequence[tuple[int, int]],
+        own: Tensor,
+        expected: Sequence[int],
+        received: Tensor | None,
+    ) -> _SharedWork:
+        """Tell each rank where in what is sent its part is."""
         self._require_own_process()
         number, item = self._number, sent.element_size()
         self._make_room(number)
         if number % _IDLE == 0:
             self._give_back(number)
         self._number += 1
-        sent = sent.detach()
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + size * item)
-        self._write(number, sent, starts)
+        in_bytes = {r: (spans[r][0] * item, spans[r][1] * item) for r in self._others}
+        self._write(number, sent.detach(), in_bytes)
         self._mine.write(_POSTED, number + 1, self._bells)
-        first = starts[self._rank] // item
-        own = sent[first : first + sizes[self._rank]]
         work = self._unread[number] = _SharedWork(self, number, own, expected, received)
         return work
 
-    def _write(self, number: int, sent: Tensor, starts: Sequence[int]) -> None:
-        """Write a message to each rank in the ring, or where it is."""
-        slot, spans = number % _RING, {r: (starts[r], starts[r + 1]) for r in self._others}
+    def _write(self, number: int, sent: Tensor, spans: Mapping[int, tuple[int, int]]) -> None:
+        """Write a message to each rank, of the bytes between two, in the ring, or where it is."""
+        slot = number % _RING
         if all(end - begin <= _SMALL for begin, end in spans.values()):
             written = sent.view(torch.uint8).numpy()
             for rank, (begin, end) in spans.items():
@@ -252,7 +271,7 @@ class SharedMemory:
                 self._mine.small[rank, slot, : end - begin] = written[begin:end]
             return
         buffer = self._packed.pop(sent.data_ptr(), None)
-        if buffer is None or buffer.size < starts[-1]:
+        if buffer is None or buffer.size < sent.nbytes:
             copy = self.message(len(sent), sent)
             copy.copy_(sent)
             buffer = self._packed.pop(copy.data_ptr())

@@ -1,0 +1,237 @@
+"""Gradients of layers that every rank has a copy of, added up in memory that ranks share, beside adding up by hand."""
+
+from __future__ import annotations
+
+import os
+from functools import reduce
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.distributed.ranks import Workers, run
+from torchrec.distributed import gradient_sums
+from torchrec.distributed._private import PreparedDataParallel
+from torchrec.distributed.data_parallel import DefaultDataParallelWrapper
+from torchrec.distributed.shared_memory import ENVIRONMENT_VARIABLE
+from torchrec.distributed.types import ShardingEnv
+from torchrec.ops.signals import can_signal
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not can_signal(), reason="there is no native library, or no Linux"),
+]
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with Workers() as started:
+        yield started
+
+
+class Wrapped:
+    """What a wrapper is given, and what it makes of it."""
+
+    def __init__(self, module, wrapper=None):
+        self._dmp_wrapped_module = module
+        env = ShardingEnv.from_process_group(dist.group.WORLD)
+        (wrapper or DefaultDataParallelWrapper()).wrap(self, env, torch.device("cpu"))
+        self.model = self._dmp_wrapped_module
+
+
+def layers():
+    """Two buckets of 1 MiB: a bias of three, matrices of uneven sizes, one of another type."""
+    torch.manual_seed(0)
+    first = nn.Linear(7, 500).double()
+    return nn.Sequential(first, Float(), nn.Linear(500, 501), nn.Tanh(), nn.Linear(501, 3))
+
+
+class Float(nn.Module):
+    def forward(self, x):
+        return x.float()
+
+
+def inputs(rank, step):
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    return torch.randn(5 + rank, 7, generator=generator, dtype=torch.float64)
+
+
+def by_hand(rank_inputs, dtype=None):
+    """Each rank's gradient divided by how many there are, added up in the order of ranks."""
+    of_ranks = []
+    for given in rank_inputs:
+        plain = layers()
+        plain(given).square().sum().backward()
+        of_ranks.append(
+            [p.grad.to(dtype or p.dtype) / len(rank_inputs) for p in plain.parameters()]
+        )
+    return [reduce(torch.add, grads) for grads in zip(*of_ranks, strict=True)]
+
+
+def step_of(model, given):
+    model.zero_grad()
+    model(given).square().sum().backward()
+    return [p.grad for p in model.parameters()]
+
+
+def alike(found, expected):
+    return all(torch.equal(a, b.to(a.dtype)) for a, b in zip(found, expected, strict=True))
+
+
+def added_up(options, dtype):
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    model = Wrapped(layers(), DefaultDataParallelWrapper(**options)).model
+    found = []
+    for number in range(4):
+        expected = by_hand([inputs(r, number) for r in range(ranks)], dtype)
+        found.append(alike(step_of(model, inputs(rank, number)), expected))
+    return found
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        pytest.param({"bucket_cap_mb": 1}, None, id="several buckets"),
+        pytest.param({"static_graph": False}, None, id="no static graph"),
+        pytest.param(
+            {"static_graph": False, "find_unused_parameters": True},
+            None,
+            id="unused are looked for",
+        ),
+        pytest.param({"allreduce_comm_precision": "bf16"}, torch.bfloat16, id="in bfloat16"),
+    ],
+)
+def test_gradients_are_means_over_ranks_to_the_bit(workers, world_size, options, dtype):
+    assert workers.run(added_up, world_size, options, dtype) == [[True] * 4] * world_size
+
+
+def through_sockets(value):
+    """Gradients of two ranks, by each way: there is one order to add two numbers up in."""
+    os.environ[ENVIRONMENT_VARIABLE] = value
+    wrapped = Wrapped(layers()).model
+    found = [[g.clone() for g in step_of(wrapped, inputs(dist.get_rank(), n))] for n in range(3)]
+    return wrapped._hook is not None, found
+
+
+def test_sockets_give_the_same_gradients_of_two_ranks():
+    (shares, one), (_, other) = run(through_sockets, 2, "1"), run(through_sockets, 2, "0")
+    assert shares[0]
+    assert not other[0]
+    for a, b in zip(one[1], other[1], strict=True):
+        assert alike(a, b)
+
+
+def accumulated():
+    rank = dist.get_rank()
+    model = Wrapped(layers(), DefaultDataParallelWrapper(static_graph=False)).model
+    model.zero_grad()
+    with model.no_sync():
+        model(inputs(rank, 0)).square().sum().backward()
+    model(inputs(rank, 1)).square().sum().backward()
+    halves = [by_hand([inputs(r, n) for r in range(2)]) for n in range(2)]
+    sums = [a + b for a, b in zip(*halves, strict=True)]
+    return all(
+        torch.allclose(p.grad, total, rtol=1e-5, atol=1e-6)
+        for p, total in zip(model.parameters(), sums, strict=True)
+    )
+
+
+def test_batches_that_are_collected_are_added_up_once(workers):
+    assert workers.run(accumulated, 2) == [True, True]
+
+
+class Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise ZeroDivisionError
+
+
+def after_a_failure():
+    """A pass that fails after its first bucket was sent leaves nothing for the next model's, or this one's."""
+    rank = dist.get_rank()
+    hook = Wrapped(layers()).model._hook.call
+    assert isinstance(hook, gradient_sums.GradientSums)
+
+    class Bucket:
+        def __init__(self, size):
+            self.numbers = torch.full((size,), float(rank + 1), requires_grad=False)
+
+        def buffer(self):
+            return self.numbers
+
+    buckets = [Bucket(3000), Bucket(4), Bucket(2000)]
+
+    def through(bucket, then):
+        x = torch.zeros(1, requires_grad=True)
+        seen = then(x) if then else x
+        y = seen * 1
+        y.register_hook(lambda _: (hook(bucket), None)[1])
+        return y.sum()
+
+    with pytest.raises(ZeroDivisionError):
+        through(buckets[0], Fails.apply).backward()
+    through(buckets[1], None).backward()
+    hook(buckets[2])  # outside of a backward pass
+    return [bucket.numbers.unique().tolist() for bucket in buckets]
+
+
+def test_a_pass_that_fails_leaves_nothing_behind(workers):
+    for rank, found in enumerate(workers.run(after_a_failure, 2)):
+        assert found == [[rank + 1.0], [1.5], [1.5]]
+
+
+def with_a_hook_of_ones_own():
+    model = Wrapped(layers()).model
+    assert isinstance(model, PreparedDataParallel)
+
+    def doubled(state, bucket):
+        state.append(len(bucket.buffer()))
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer().mul_(2))
+        return done
+
+    seen = []
+    model.register_comm_hook(seen, doubled)
+    given = inputs(dist.get_rank(), 0)
+    found = step_of(model, given)
+    with pytest.raises(RuntimeError, match="can only be called once"):
+        model.register_comm_hook(seen, doubled)
+    return sum(seen) == sum(p.numel() for p in model.parameters()) and alike(
+        found, [2 * g for g in by_hand([given])]
+    )
+
+
+def test_a_hook_of_ones_own_takes_its_place(workers):
+    assert workers.run(with_a_hook_of_ones_own, 2) == [True, True]
+
+
+def without_views():
+    model = Wrapped(
+        layers(), DefaultDataParallelWrapper(ddp_kwargs={"gradient_as_bucket_view": False})
+    ).model
+    expected = by_hand([inputs(r, 0) for r in range(2)])
+    return model._hook is None and alike(step_of(model, inputs(dist.get_rank(), 0)), expected)
+
+
+def test_gradients_that_are_no_parts_of_buckets_are_left_to_pytorch(workers):
+    assert workers.run(without_views, 2) == [True, True]
+
+
+def left_alone():
+    model = Wrapped(layers()).model
+    step_of(model, inputs(dist.get_rank(), 0))
+    if dist.get_rank() == 1:
+        return dist.destroy_process_group()
+    return step_of(model, inputs(0, 1))
+
+
+def test_a_rank_that_ends_is_named():
+    error, _ = run(left_alone, 2)
+    assert isinstance(error, RuntimeError)
+    assert "Received nothing more from rank 1, which has ended" in str(error)
