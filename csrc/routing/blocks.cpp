@@ -84,8 +84,9 @@ void copy_blocks(const CopyBlock* blocks, int64_t count, int64_t item, float div
   for (int64_t b = 0; b < count; ++b) bytes += blocks[b].rows * blocks[b].columns * item;
   // A share of the rows of every block, in turn, and of blocks of as many rows row by row: what is side by side is read
   // and written together. One without a gap on either side is one long row.
-  const int64_t shares = bytes / (kPieceBytes / 8) + 1;
-  in_pieces(bytes > kSmallWork ? all_threads() : 1, shares, [&](int64_t share, int) {
+  const int threads = bytes > kSmallWork ? all_threads() : 1;
+  const int64_t shares = threads > 1 ? bytes / kPieceBytes + 1 : 1;
+  in_pieces(threads, shares, [&](int64_t share, int) {
     for (int64_t first = 0, next = 0; first < count; first = next) {
       const CopyBlock& block = blocks[first];
       const int64_t begin = block.rows * share / shares, end = block.rows * (share + 1) / shares;
