@@ -58,14 +58,13 @@ def inputs(rank, step):
 
 
 def by_hand(rank_inputs, dtype=None):
-    """Each rank's gradient divided by how many there are, added up in the order of ranks."""
-    of_ranks = []
+    """Each rank's gradient over how many there are, added up in the order of ranks."""
+    of_ranks, ranks = [], len(rank_inputs)
     for given in rank_inputs:
         plain = layers()
         plain(given).square().sum().backward()
-        of_ranks.append(
-            [p.grad.to(dtype or p.dtype) / len(rank_inputs) for p in plain.parameters()]
-        )
+        grads = [p.grad for p in plain.parameters()]
+        of_ranks.append([g * (1 / ranks) if dtype is None else g.to(dtype) / ranks for g in grads])
     return [reduce(torch.add, grads) for grads in zip(*of_ranks, strict=True)]
 
 

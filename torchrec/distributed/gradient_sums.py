@@ -60,10 +60,13 @@ class GradientSums:
             bucket: as `DistributedDataParallel` gives it.
         """
         buffer, number, ranks = bucket.buffer(), backward_pass_number(), self._channel.world_size
-        like = buffer if self._dtype is None else buffer.new_empty(0, dtype=self._dtype)
-        share = self._channel.message(len(buffer), like)
-        # Rounded to the type first, then divided, as PyTorch's own hooks do.
-        torch.div(buffer.to(share.dtype), ranks, out=share)
+        if self._dtype is None:
+            share = self._channel.message(len(buffer), buffer)
+            torch.mul(buffer, 1 / ranks, out=share)  # as PyTorch does without a hook
+        else:
+            narrow = buffer.to(self._dtype)
+            share = self._channel.message(len(buffer), narrow)
+            torch.div(narrow, ranks, out=share)  # and with its own
         sent = buffer, share, self._channel.start_all_gather(share)
         if number < 0:  # `DistributedDataParallel.join`: for a rank that has no more data
             self._finish(_Pass(sent=[sent]))
