@@ -144,6 +144,25 @@ def test_many_rows_side_by_side_are_copied_whole():
     assert torch.equal(found.view(3000, 97), torch.cat([right, left], 1))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_blocks_with_and_without_gaps_are_copied_in_their_order(threads):
+    """Side by side, added to there, whole, added to that, of other rows: as the plain loop does."""
+    inputs = [torch.randn(3000, 64), torch.randn(5000, 17), torch.randn(3000, 97)]
+    beside = [[0, 0, 64, 0, 33, 97, 3000, 64, DIVIDES], [0, 5, 64, 0, 0, 97, 3000, 33, 0]]
+    added = [[0, 1, 64, 0, 10, 97, 3000, 50, ADDS], [2, 0, 97, 0, 0, 97, 3000, 97, ADDS + DIVIDES]]
+    whole = [[1, 0, 17, 1, 0, 17, 5000, 17, 0], [1, 0, 17, 1, 0, 17, 5000, 17, ADDS]]
+    blocks = [beside[0], whole[0], beside[1], *added, [1, 3, 17, 2, 0, 4, 5000, 4, 0], whole[1]]
+    found, expected = ([torch.zeros(n) for n in (3000 * 97, 85_000, 20_000)] for _ in range(2))
+    numbers, before = [n for block in blocks for n in block], torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        copy_blocks_(found, inputs, numbers, 3)
+    finally:
+        torch.set_num_threads(before)
+    reference.copy_blocks_(expected, inputs, numbers, 3)
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize(
     "copy_", [copy_blocks_, reference.copy_blocks_], ids=["in use", "reference"]
 )
