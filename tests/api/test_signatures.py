@@ -71,15 +71,6 @@ DIFFERENCES: dict[str, dict[str, str]] = {
             "the weights of processors are dense parameters: the data-parallel wrapper keeps them alike"
         ),
     },
-    "torchrec.distributed.model_tracker.model_delta_tracker": dict.fromkeys(
-        [
-            "ModelDeltaTrackerTrec.record_embeddings is missing",
-            "ModelDeltaTrackerTrec.record_ids is missing",
-            "ModelDeltaTrackerTrec.record_momentum is missing",
-            "ModelDeltaTrackerTrec.record_rowwise_optim_state is missing",
-        ],
-        _OBSERVED,
-    ),
     "torchrec.distributed.quant_embedding": {
         "ShardedQuantEmbeddingCollection.output_jt_dict is missing": _ONE_EXCHANGE,
         "ShardedQuantEmbeddingCollection.sharding_type_device_group_to_sharding_infos is missing": _ONE_EXCHANGE,

@@ -21,7 +21,13 @@ from tests.distributed.four_tables import (
     wholes,
 )
 from tests.distributed.test_state import results
-from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    KeyedJaggedTensor,
+)
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.model_tracker import (
     DeltaStoreTrec,
@@ -31,6 +37,7 @@ from torchrec.distributed.model_tracker import (
     UpdateMode,
 )
 from torchrec.distributed.model_tracker.types import ModelTrackerConfigs, Trackers
+from torchrec.optim import Adam, RowWiseAdagrad, apply_optimizer_in_backward
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -322,6 +329,54 @@ def test_parts_at_random_need_no_states_and_are_all_alike():
         tracker.clear()
     assert drawn.sum() == 900
     assert (drawn - 90).abs().max() < 40  # five standard deviations
+
+
+def recorded(mode, record, optimizer=Adam):
+    """What is told of rows 3 and 1 of a table that were recorded by hand, and what the table has of all rows."""
+    tables = EmbeddingBagCollection([EmbeddingBagConfig(5, 4, "t", feature_names=["f"])])
+    apply_optimizer_in_backward(optimizer, tables.parameters(), {"lr": 0.1})
+    model = DistributedModelParallel(tables)
+    tracker = model.init_torchrec_delta_tracker(DeltaTrackerConfig(mode))
+    rows = KeyedJaggedTensor.from_lists({"f": [[3, 1], [3]]})
+    model(rows).values().sum().backward()
+    tracker.clear()
+    before = model.state_dict()["embedding_bags.t.weight"].clone()
+    record(tracker, model.module, rows, before[[3, 1, 3]])
+    (found,) = tracker.get_unique().values()
+    assert found.ids.tolist() == [1, 3]
+    return found.states, before, tracker
+
+
+def test_rows_are_recorded_by_what_is_told_of_them():
+    def ids(tracker, module, rows, _):
+        tracker.record_ids(rows)
+
+    def embeddings(tracker, module, rows, weights):
+        tracker.record_embeddings(rows, weights)
+
+    def momentum(tracker, module, rows, _):
+        tracker.record_momentum(module, rows)
+
+    def state(tracker, module, rows, _):
+        tracker.record_rowwise_optim_state(module, rows)
+
+    assert recorded(TrackingMode.ID_ONLY, ids)[0] is None
+    states, before, _ = recorded(TrackingMode.EMBEDDING, embeddings)
+    assert torch.equal(states, before[[1, 3]])
+    (states, _, tracker) = recorded(TrackingMode.MOMENTUM_LAST, momentum)
+    assert states.abs().min() > 0
+    assert torch.equal(states, tracker.get_latest()["embedding_bags.t"][[1, 3]])
+    (states, _, tracker) = recorded(TrackingMode.ROWWISE_ADAGRAD, state, RowWiseAdagrad)
+    assert states.shape == (2,)
+    for record, modes in (
+        (ids, "TrackingMode.ID_ONLY"),
+        (momentum, "TrackingMode.MOMENTUM_LAST or TrackingMode.MOMENTUM_DIFF"),
+        (state, "TrackingMode.ROWWISE_ADAGRAD"),
+    ):
+        with pytest.raises(ValueError, match=f"`mode` should be {modes} .* Received .*EMBEDDING"):
+            recorded(TrackingMode.EMBEDDING, record)
+    with pytest.raises(ValueError, match=r"`mode` should be .*EMBEDDING .* Received .*ID_ONLY"):
+        recorded(TrackingMode.ID_ONLY, embeddings)
 
 
 def test_what_cannot_be_tracked_is_refused():

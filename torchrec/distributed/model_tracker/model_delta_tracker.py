@@ -246,8 +246,73 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
             >>> tracker.get_unique()["embedding_bags.t"].raw_ids
             tensor([10, 77])
         """
-        beside = {"states": states} if self._mode is TrackingMode.EMBEDDING else {}
-        for name, given in {**beside, "raw_ids": raw_ids}.items():
+        before = {"states": states} if self._mode is TrackingMode.EMBEDDING else {}
+        self._record_rows(kjt, emb_module, {**before, "raw_ids": raw_ids})
+
+    def record_ids(self, kjt: KeyedJaggedTensor) -> None:
+        """Take note of rows; see `record_lookup`.
+
+        Args:
+            kjt: the rows.
+
+        Raises:
+            ValueError: if the tracker tells more than their ids.
+        """
+        self._require_mode(TrackingMode.ID_ONLY)
+        self._record_rows(kjt, None, {})
+
+    def record_embeddings(self, kjt: KeyedJaggedTensor, embeddings: Tensor) -> None:
+        """Take note of rows and their weights; see `record_lookup`.
+
+        Args:
+            kjt: the rows.
+            embeddings: their weights before the update, ``(N, D)``.
+
+        Raises:
+            ValueError: if the tracker does not tell weights, or for weights of another number of rows.
+        """
+        self._require_mode(TrackingMode.EMBEDDING)
+        self._record_rows(kjt, None, {"states": embeddings})
+
+    def record_momentum(self, emb_module: nn.Module, kjt: KeyedJaggedTensor) -> None:
+        """Take note of rows whose momentum is told; see `record_lookup`.
+
+        Args:
+            emb_module: their collection.
+            kjt: the rows.
+
+        Raises:
+            ValueError: if the tracker does not tell momentum.
+        """
+        self._require_mode(TrackingMode.MOMENTUM_LAST, TrackingMode.MOMENTUM_DIFF)
+        self._record_rows(kjt, emb_module, {})
+
+    def record_rowwise_optim_state(self, emb_module: nn.Module, kjt: KeyedJaggedTensor) -> None:
+        """Take note of rows whose state of row-wise Adagrad is told; see `record_lookup`.
+
+        Args:
+            emb_module: their collection.
+            kjt: the rows.
+
+        Raises:
+            ValueError: if the tracker does not tell that state.
+        """
+        self._require_mode(TrackingMode.ROWWISE_ADAGRAD)
+        self._record_rows(kjt, emb_module, {})
+
+    def _require_mode(self, *modes: TrackingMode) -> None:
+        if self._mode not in modes:
+            raise ValueError(
+                f"`mode` should be {' or '.join(map(str, modes))} for what is recorded. Received {self._mode}."
+            )
+
+    def _record_rows(
+        self,
+        kjt: KeyedJaggedTensor,
+        emb_module: nn.Module | None,
+        beside: Mapping[str, Tensor | None],
+    ) -> None:
+        for name, given in beside.items():
             if given is not None and len(given) != len(kjt.values()):
                 raise ValueError(
                     f"`{name}` should have a value for each of the {len(kjt.values())} rows. Received {len(given)}."
@@ -259,7 +324,7 @@ class ModelDeltaTrackerTrec(ModelDeltaTracker):
                 continue
             rows, before, raw = (
                 None if each is None else torch.cat([each[span] for span in spans])
-                for each in (kjt.values(), beside.get("states"), raw_ids)
+                for each in (kjt.values(), beside.get("states"), beside.get("raw_ids"))
             )
             assert rows is not None
             if len(collection.tables.rows_held(name, rows)) < len(rows):
