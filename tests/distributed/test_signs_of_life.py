@@ -14,7 +14,9 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import run
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.checkpoint import SafetensorsWriter, ShardedCheckpoints
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.signs_of_life import LifeWatch, Stopped
 from torchrec.training.ranks import Ranks
 
@@ -105,6 +107,36 @@ def test_a_first_rank_that_stops_is_named(act, received):
     assert str(error).startswith(
         "All ranks should take part in reading the data within 3 s, the `timeout` of their process group. "
         f"Received {received}"
+    )
+
+
+def plan(act, seconds):
+    """Plan on the first rank, which does something meanwhile; return where a table is."""
+    group = dist.new_group(timeout=timedelta(seconds=seconds))
+
+    def search(options):
+        act()
+        return options
+
+    tables = [EmbeddingBagConfig(10, 4, "user", feature_names=["user"])]
+    topology = Topology(world_size=2, compute_device="cpu")
+    planner = EmbeddingShardingPlanner(topology, callbacks=[search])
+    model = EmbeddingBagCollection(tables, device="meta")
+    return list(planner.collective_plan(model, pg=group).plan[""])
+
+
+@pytest.mark.slow
+def test_a_search_for_a_plan_is_waited_for():
+    assert run(plan, 2, works, 5) == [["user"]] * 2
+
+
+@pytest.mark.slow
+def test_a_first_rank_that_stops_as_it_plans_is_named():
+    _, error = run(plan, 2, stops, 3)
+    assert isinstance(error, RuntimeError)
+    assert str(error) == (
+        "All ranks should take part in finding a plan within 3 s, the `timeout` of their process group. "
+        "Received no sign of life from rank 0 in the middle of finding a plan: it has stopped."
     )
 
 

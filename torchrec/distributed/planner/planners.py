@@ -56,6 +56,7 @@ from torchrec.distributed.planner.stats import EmbeddingStats
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
 from torchrec.distributed.sharding_plan import get_default_sharders
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingPlanner
+from torchrec.distributed.wire import Wire
 
 __all__ = ["EmbeddingPlannerBase", "EmbeddingShardingPlanner", "to_sharding_plan"]
 
@@ -116,7 +117,7 @@ class EmbeddingPlannerBase(ShardingPlanner):
         sharders: list[ModuleSharder[Any]] | None = None,
         pg: ProcessGroup | None = None,
     ) -> ShardingPlan:
-        """Return a plan that all ranks agree on: the first one plans, the others are shared.
+        """Return a plan that all ranks agree on: the first one plans, while the others wait for as long as it is alive.
 
         Args:
             module: the model; its tables may be on ``meta``.
@@ -125,26 +126,23 @@ class EmbeddingPlannerBase(ShardingPlanner):
 
         Raises:
             PlannerError: on every rank, if there is no plan.
+            RuntimeError: on every other rank, if the first one has stopped as it plans.
         """
         sharders = get_default_sharders() if sharders is None else sharders
         pg = dist.group.WORLD if pg is None else pg
         if pg is None:
             return self.plan(module, sharders)
-        shared: list[ShardingPlan | Exception | None] = [None]
-        if dist.get_rank(pg) == 0:
+
+        def planned() -> ShardingPlan | PlannerError:
             try:
-                shared[0] = self.plan(module, sharders)
-            except Exception as error:  # the others wait for it
-                shared[0] = error
-        dist.broadcast_object_list(shared, src=dist.get_global_rank(pg, 0), group=pg)
-        plan = shared[0]
-        if not isinstance(plan, ShardingPlan):
-            raise (
-                plan
-                if plan is not None
-                else RuntimeError("The first rank should have sent a plan.")
-            )
-        return plan
+                return self.plan(module, sharders)
+            except PlannerError as error:  # which all ranks raise as it is
+                return error
+
+        found = Wire(pg).on_one(planned, "finding a plan")
+        if isinstance(found, PlannerError):
+            raise found
+        return found
 
     def hash_planner_context_inputs_str(self) -> str:
         """Return digits that are the same for planners that plan for the same ranks, batches and wishes."""
