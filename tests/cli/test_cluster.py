@@ -208,6 +208,21 @@ def test_a_rank_that_has_stopped_is_named(data: Path) -> None:
         process.wait(LIMIT)
 
 
+def test_a_first_rank_that_hangs_in_what_it_does_alone_is_named(data: Path) -> None:
+    run = data / "hangs"
+    run.mkdir()
+    os.mkfifo(run / "experiment.yaml")  # which the first rank opens, and nobody writes to
+    done = torchrun(
+        "train", "experiment.yaml", "-o", run, "--resume", "distributed.timeout=5", cwd=data
+    )
+    assert done.returncode == 1
+    assert (
+        "rank 1: RuntimeError: All ranks should take part in opening the folder of the run within 5 s, the `timeout` "
+        "of their process group. Received signs of life alone from rank 0: for so long, nothing has gone on in the "
+        "middle of opening the folder of the run, which may wait for a file system or a lock."
+    ) in done.stderr
+
+
 def test_ranks_evaluate_and_predict_as_one_process(data: Path, one: Path) -> None:
     rows = pq.read_table(data / "clicks.parquet")
     pq.write_table(rows, data / "groups.parquet", row_group_size=128)

@@ -75,7 +75,7 @@ def run_experiment(
             stack.enter_context(_folder(run))
             return None
 
-        ended = world.first(prepare, "the folder of the run")
+        ended = world.first(prepare, "opening the folder of the run")
         if ended is not None:
             Observers(observers).said(f"The run in '{run.path}' has ended already: nothing to do.")
             return ended
