@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -101,28 +99,6 @@ def test_parts_of_dtensors_begin_where_they_are_cut():
         assert same.to_local().data_ptr() == made.to_local().data_ptr()
     finally:
         dist.destroy_process_group()
-
-
-def timeouts():
-    given = [timedelta(seconds=seconds) for seconds in (7, 70)]
-    groups = [dist.new_group(timeout=timeout) for timeout in given]
-    return [_private.timeout_of(group) for group in groups] == given
-
-
-def test_the_timeout_of_a_group_is_the_one_that_it_was_given():
-    assert run(timeouts, 1) == [True]
-
-
-def stored():
-    store = _private.default_store()
-    store.set(f"of {dist.get_rank()}", "here")
-    dist.barrier()
-    found = store.get(f"of {1 - dist.get_rank()}"), store.check(["of 2"])
-    return *found, store.compare_set("first", "", "told"), store.compare_set("first", "", "late")
-
-
-def test_the_store_is_one_for_all_ranks():
-    assert run(stored, 2) == [(b"here", False, b"told", b"told")] * 2
 
 
 def test_parameters_are_those_that_a_module_has_itself():

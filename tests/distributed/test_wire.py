@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import run
-from torchrec.distributed._private import default_store
 from torchrec.distributed.channel import Channel, use_channel
 from torchrec.distributed.wire import Wire
+from torchrec.process_groups import default_store
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 

@@ -27,6 +27,7 @@ LAYERS = (
         "_environment",
         "checks",
         "files",
+        "process_groups",
     ),
     ("ops", "state_tree"),
     ("sparse", "optim", "metrics"),

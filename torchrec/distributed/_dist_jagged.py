@@ -12,7 +12,8 @@ from torch.distributed import ProcessGroup
 
 from torchrec.distributed._awaitable import Awaitable
 from torchrec.distributed.embedding_types import KJTList
-from torchrec.distributed.lost_ranks import lost_ranks_named
+from torchrec.process_groups import wait_for
+from torchrec.process_groups.lost_ranks import lost_ranks_named
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 
@@ -45,8 +46,7 @@ class _Swap:
 
     def wait(self) -> Tensor:
         """Return what has come, rank after rank."""
-        with lost_ranks_named(self._pg):
-            self._work.wait()
+        wait_for(self._work, self._received, "an exchange of jagged tensors", self._pg)
         return self._received
 
 

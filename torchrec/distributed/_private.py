@@ -9,7 +9,6 @@ import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -17,7 +16,6 @@ from typing import Any, TypeVar
 from weakref import WeakSet, finalize
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo as not_compiled
 from torch.distributed._shard.metadata import ShardMetadata
@@ -28,7 +26,6 @@ from torch.distributed._shard.sharded_tensor.metadata import (
 )
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec, ShardingSpec
-from torch.distributed.distributed_c10d import Store, _get_default_store
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
@@ -64,7 +61,6 @@ __all__ = [
     "ShardedTensorMetadata",
     "ShardingSpec",
     "TensorProperties",
-    "default_store",
     "import_compiler",
     "keeps_sizes",
     "leave_to_others",
@@ -75,19 +71,7 @@ __all__ = [
     "placement_of",
     "same_dtensor_as",
     "shell_of",
-    "timeout_of",
 ]
-
-
-def default_store() -> Store:
-    """Return the store that the ranks of the program met at."""
-    return _get_default_store()
-
-
-def timeout_of(group: dist.ProcessGroup) -> timedelta:
-    """Return how long what a group does may take."""
-    timeout: timedelta = group._get_backend(torch.device("cpu")).options._timeout
-    return timeout
 
 
 def placement_of(metadata: ShardMetadata) -> tuple[int | None, str]:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrec.distributed.lost_ranks import ranks_in_words
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingEnv2D, ShardingPlan
 from torchrec.distributed.wire import Wire
 from torchrec.modules.collection import collections_in
@@ -20,6 +19,7 @@ from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.optim.owners import owner_of
 from torchrec.optim.table_update import TableUpdate
+from torchrec.process_groups.lost_ranks import ranks_in_words
 
 __all__ = ["check_alike", "description_of", "difference"]
 

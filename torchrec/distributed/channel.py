@@ -18,18 +18,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
-from torchrec.distributed._private import default_store, timeout_of
-from torchrec.distributed.lost_ranks import (
+from torchrec.distributed.shared_memory import share_memory
+from torchrec.distributed.signs_of_life import LifeWatch, Stopped, signs_of_life
+from torchrec.distributed.transport import SwapWork, Work
+from torchrec.ops.routing import new_vector
+from torchrec.process_groups import default_store, timeout_of
+from torchrec.process_groups.lost_ranks import (
     ended,
     is_closed,
     lost_ranks_named,
     named,
     ranks_in_words,
 )
-from torchrec.distributed.shared_memory import share_memory
-from torchrec.distributed.signs_of_life import LifeWatch, Stopped, signs_of_life
-from torchrec.distributed.transport import SwapWork, Work
-from torchrec.ops.routing import new_vector
 
 __all__ = ["Channel", "channel_of", "use_channel"]
 

@@ -24,7 +24,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from torchrec.distributed._private import timeout_of
 from torchrec.distributed.wire import Wire
 from torchrec.files import (
     check_files,
@@ -34,6 +33,7 @@ from torchrec.files import (
     remove_folder,
     write_folder,
 )
+from torchrec.process_groups import timeout_of
 from torchrec.state_tree import join_state, split_state, tensor_names
 
 __all__ = ["SafetensorsWriter", "ShardedCheckpoints"]

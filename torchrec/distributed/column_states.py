@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchrec.distributed._private import ShardedTensor, ShardMetadata, placement_of
-from torchrec.distributed.lost_ranks import lost_ranks_named
 from torchrec.distributed.parts import Part, fill_parts
 from torchrec.distributed.wire import Wire
+from torchrec.process_groups.lost_ranks import lost_ranks_named
 
 __all__ = ["mean_of_columns", "repeated", "whole_on_holders"]
 

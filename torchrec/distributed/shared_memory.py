@@ -28,9 +28,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from torchrec.distributed.lost_ranks import ended
 from torchrec.ops.routing import new_vector
 from torchrec.ops.signals import can_signal, post, wait
+from torchrec.process_groups.lost_ranks import ended
 
 __all__ = ["SharedMemory", "share_memory"]
 

@@ -16,7 +16,7 @@ from functools import partial
 from threading import Event, Thread, get_ident
 from typing import NamedTuple
 
-from torchrec.distributed._private import default_store
+from torchrec.process_groups import default_store
 
 __all__ = ["LifeWatch", "Stopped", "signs_of_life"]
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from torchrec.distributed._private import parameters_by_name
 from torchrec.distributed.agreement import difference
-from torchrec.distributed.lost_ranks import lost_ranks_named
 from torchrec.distributed.mean_squares import MeanSquares, SplitTable
 from torchrec.distributed.terms import number_of
 from torchrec.distributed.wire import Wire
@@ -29,6 +28,7 @@ from torchrec.optim.owners import UpdateTime, owner_of
 from torchrec.optim.rows import apply_rule
 from torchrec.optim.scaled_steps import scaled_steps
 from torchrec.optim.table_update import FusedRule, TableUpdate
+from torchrec.process_groups.lost_ranks import lost_ranks_named
 from torchrec.types import OptimizerType
 
 __all__ = ["RowSumExchange", "SplitColumnsStep", "SplitColumnsUpdate", "SplitTable"]

@@ -28,10 +28,10 @@ from torchrec.distributed._private import (
 )
 from torchrec.distributed._private import TensorProperties as ShardedProperties
 from torchrec.distributed.column_states import mean_of_columns, repeated, whole_on_holders
-from torchrec.distributed.lost_ranks import lost_ranks_named
 from torchrec.distributed.parts import block_parts, fill_parts, part_at
 from torchrec.distributed.placement import Block, TablePlacement
 from torchrec.distributed.wire import Wire
+from torchrec.process_groups.lost_ranks import lost_ranks_named
 
 __all__ = ["ShardedTable", "sharded_table", "step_elsewhere"]
 

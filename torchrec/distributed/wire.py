@@ -14,9 +14,9 @@ from torch import Tensor
 
 from torchrec.distributed._awaitable import Awaitable, Deferred
 from torchrec.distributed.channel import channel_of
-from torchrec.distributed.lost_ranks import lost_ranks_named, ranks_in_words
 from torchrec.distributed.transport import Work
 from torchrec.errors import IdOutOfRangeError
+from torchrec.process_groups.lost_ranks import lost_ranks_named, ranks_in_words
 
 __all__ = ["Meeting", "Wire"]
 

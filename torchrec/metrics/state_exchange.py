@@ -55,9 +55,16 @@ def gather(
         data = x.contiguous().reshape(-1).view(torch.uint8)
         sent[start : start + len(data)] = data
         start += _padded(layout)
-    received = [torch.empty_like(sent) for _ in range(ranks)]
-    dist.all_gather(received, sent, group=group)
+    received = _from_all_ranks(sent, group, ranks)
     return [_unpack(data, layout) for data, layout in zip(received, layouts, strict=True)]
+
+
+def _from_all_ranks(sent: Tensor, group: dist.ProcessGroup | None, ranks: int) -> list[Tensor]:
+    from torchrec.process_groups import all_gather  # which PyTorch may be built without
+
+    received = [torch.empty_like(sent) for _ in range(ranks)]
+    all_gather(received, sent, "computing metrics", group)
+    return received
 
 
 def _all_layouts(
@@ -68,8 +75,7 @@ def _all_layouts(
         for dtype, shape in own
     ]
     sent = torch.tensor(rows, device=device)
-    received = [torch.empty_like(sent) for _ in range(ranks)]
-    dist.all_gather(received, sent, group=group)
+    received = _from_all_ranks(sent, group, ranks)
     return [
         [(_DTYPES[dtype], tuple(shape[:ndim])) for dtype, ndim, *shape in of_rank]
         for of_rank in torch.stack(received).tolist()
@@ -100,6 +106,8 @@ def largest(value: float, device: torch.device, group: dist.ProcessGroup | None)
     """Return the largest of the numbers of all ranks."""
     if world_size(group) == 1:
         return value
+    from torchrec.process_groups import all_reduce
+
     found = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+    all_reduce(found, "timing the steps between metrics", group, dist.ReduceOp.MAX)
     return found.item()

@@ -186,11 +186,14 @@ def _reduce(norm: Tensor, groups: tuple[ProcessGroup, ...], norm_type: float) ->
     """Return the norm of the pieces of all ranks of the groups together."""
     if not groups:
         return norm
-    import torch.distributed as dist
+    from torch.distributed import ReduceOp
+
+    from torchrec.process_groups import all_reduce
 
     largest = norm_type == float("inf")
     wide = norm.double()  # on every rank, whatever gradients it has
     value = wide if largest else wide**norm_type
     for group in groups:
-        dist.all_reduce(value, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
+        how = ReduceOp.MAX if largest else ReduceOp.SUM
+        all_reduce(value, "the norm of all gradients", group, how)
     return (value if largest else value ** (1.0 / norm_type)).to(norm.dtype)

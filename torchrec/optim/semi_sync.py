@@ -274,7 +274,9 @@ class SemisyncOptimizer(KeyedOptimizer):
         """Replace ``delta`` by its mean over the workers."""
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             return
-        torch.distributed.all_reduce(delta, group=self._group)
+        from torchrec.process_groups import all_reduce
+
+        all_reduce(delta, "a global step", self._group)
         delta /= torch.distributed.get_world_size(self._group)
 
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from torch.distributed.distributed_c10d import Store
 
-from torchrec.distributed.lost_ranks import ranks_in_words
+from torchrec.process_groups.lost_ranks import ranks_in_words
 
 _POLL = 0.02  # seconds
 

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from torchrec.distributed.lost_ranks import is_of_lost_ranks, ranks_in_words
 from torchrec.distributed.wire import Wire
+from torchrec.process_groups.lost_ranks import is_of_lost_ranks, ranks_in_words
 from torchrec.training.meeting import absent_ranks, meeting_place
 from torchrec.training.world import ALONE, Sent, World
 

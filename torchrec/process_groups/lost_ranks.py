@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from torchrec.process_groups._private import is_gloo
+
 __all__ = ["ended", "is_closed", "is_of_lost_ranks", "lost_ranks_named", "named", "ranks_in_words"]
 
 # What errors of gloo say when a rank is gone, or does not answer; other errors are the caller's own.
@@ -35,13 +37,13 @@ def lost_ranks_named(group: dist.ProcessGroup) -> Iterator[dist.ProcessGroup]:
 
 
 def named(error: RuntimeError, group: dist.ProcessGroup) -> RuntimeError:
-    """Return an error that says which ranks are gone, if that is what an exchange has failed by, else the same.
+    """Return an error that says which ranks are gone, if that is what an exchange by gloo has failed by, else the same.
 
     Args:
         error: of the exchange.
         group: the ranks.
     """
-    if not is_of_lost_ranks(error):
+    if not is_of_lost_ranks(error) or not is_gloo(group):
         return error
     waited = re.search(r"Timed out waiting (\d+)ms", str(error))
     if waited is not None:
