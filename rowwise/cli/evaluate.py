@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,15 +15,18 @@ from rowwise.cli.console import console, is_first_rank, table
 from rowwise.cli.reading import RANKS_WAIT, open_source, say_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pyarrow as pa
     from rich.table import Table
+    from torch import nn
 
     from torchrec.datasets.source import TableSource
     from torchrec.datasets.synthetic import Limits
     from torchrec.datasets.utils import Batch
     from torchrec.metrics import Report
+    from torchrec.training.task import Task
+    from torchrec.training.task_metrics import TaskMetrics
 
 
 _BATCH = 8192
@@ -61,8 +65,6 @@ def evaluate(
     $ torchrec evaluate runs/experiment 'log/day_*.parquet' --json result.json
     $ torchrec evaluate runs/experiment lists.csv --metrics 'ndcg@10(list)'
     """
-    import torch
-
     from torchrec.checks import did_you_mean
     from torchrec.datasets.transform import GroupedTransform
     from torchrec.experiment.sources import with_drawn_negatives
@@ -73,8 +75,6 @@ def evaluate(
     from torchrec.metrics.report import join_reports
     from torchrec.training.ranks import joined_ranks
     from torchrec.training.run_tasks import tasks_of
-    from torchrec.training.task import predictions_of
-    from torchrec.training.task_metrics import TaskMetrics
 
     keep_freed_memory()
     predictor = load(run)
@@ -99,14 +99,9 @@ def evaluate(
     grouped = GroupedTransform(transform, groups)
     tasks = tasks_of(experiment)
     with joined_ranks(RANKS_WAIT) as world:
-        metrics = {task.target: TaskMetrics(task) for task in tasks}
         mine = islice(source.scan(grouped.columns), world.rank, None, world.size)
-        for batch in _batches(grouped, mine):
-            with torch.inference_mode():
-                output = predictor.model(batch.dense_features, batch.sparse_features)
-                for each in predictions_of(output, tasks, batch):
-                    metrics[each.task.target].update(each, batch.groups)
-        metrics, *others = world.gather(metrics, "metrics")
+        measured = partial(_measured, predictor.model, tasks, _batches(grouped, mine))
+        metrics, *others = world.each(measured, "an evaluation")
         for other in others:
             for name, found in other.items():
                 metrics[name].merge(found)
@@ -117,6 +112,24 @@ def evaluate(
         console().print(f"{name} is not defined: {why}", markup=False)
     if json_file is not None and is_first_rank():
         write_file(json_file, json.dumps(report.to_json(), indent=2) + "\n")
+
+
+def _measured(
+    model: nn.Module, tasks: Sequence[Task], batches: Iterable[Batch]
+) -> dict[str, TaskMetrics]:
+    """Return the metrics of each target."""
+    import torch
+
+    from torchrec.training.task import predictions_of
+    from torchrec.training.task_metrics import TaskMetrics
+
+    metrics = {task.target: TaskMetrics(task) for task in tasks}
+    for batch in batches:
+        with torch.inference_mode():
+            output = model(batch.dense_features, batch.sparse_features)
+            for each in predictions_of(output, tasks, batch):
+                metrics[each.task.target].update(each, batch.groups)
+    return metrics
 
 
 def _batches(transform: Callable[[pa.Table], Batch], tables: Iterable[pa.Table]) -> Iterator[Batch]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,7 +80,7 @@ def predict(
         tables = itertools.chain(source.scan(needed), [empty])
         while turn := list(itertools.islice(tables, world.size)):
             mine = turn[world.rank] if world.rank < len(turn) else empty
-            of_ranks = world.gather(output_columns(predictor, mine, name), "predictions")
+            of_ranks = world.each(partial(output_columns, predictor, mine, name), "predictions")
             for table, predicted in zip(turn, of_ranks, strict=False):
                 if file is not None and (table.num_rows or not rows):
                     found = table.select(kept)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torchrec.training.world import World
 
 _ODD = ("missing", "infinite", "nulls", "unknown", "truncated")
-RANKS_WAIT = 3600.0  # seconds that a rank which is done with its share waits for others
+RANKS_WAIT = 600.0  # seconds that a rank waits for one that gives no sign of life
 
 
 def open_source(

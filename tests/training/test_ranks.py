@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.distributed.ranks import Workers
 from tests.training.clicks import make_batch
 from tests.training.on_ranks import Shares, ended, share, trainer, valid_shares
 from torchrec.training import Task
+from torchrec.training.ranks import Ranks
 from torchrec.training.world import ALONE
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
@@ -214,3 +216,28 @@ def test_what_is_wrong_on_one_rank_is_said_by_all(workers, what, message):
 def test_shares_are_those_of_the_batches():
     whole = make_batch(5, 1)
     assert torch.equal(share(whole, ALONE).dense_features, whole.dense_features)
+
+
+def work(fails):
+    ranks = Ranks(dist.group.WORLD)
+
+    def act():
+        if ranks.rank == fails:
+            raise ValueError("There are no rows.")
+        return ranks.rank
+
+    try:
+        return ranks.each(act, "counting")
+    except Exception as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize(
+    ("fails", "expected"),
+    [
+        (None, [[0, 1]] * 2),
+        (1, [(ValueError, "On rank 1: There are no rows.")] * 2),
+    ],
+)
+def test_what_each_rank_does_is_told_to_all(workers, fails, expected):
+    assert workers.run(work, 2, fails) == expected

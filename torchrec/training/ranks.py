@@ -75,6 +75,15 @@ class Ranks:
         """
         return self._wire.tell(value, what)
 
+    def each(self, act: Callable[[], T], what: str) -> list[T]:
+        """Do something on every rank, and wait for those that are alive; return on all what came of it, by rank.
+
+        Args:
+            act: what is done; what it returns is picklable. What fails is raised on all ranks.
+            what: it is, in words that are the same on all ranks.
+        """
+        return self.gather(self._wire.together(act, what), what)
+
     def first(self, act: Callable[[], T], what: str) -> T:
         """Do something on the first rank, while the others wait as long as it is alive; return on all what came of it.
 

@@ -98,6 +98,15 @@ class World(Protocol):
         """
         ...
 
+    def each(self, act: Callable[[], T], what: str) -> list[T]:
+        """Do something on every rank, and wait for those that are alive; return on all what came of it, by rank.
+
+        Args:
+            act: what is done; what fails is raised on all ranks.
+            what: it is, in words that are the same on all ranks.
+        """
+        ...
+
     def first(self, act: Callable[[], T], what: str) -> T:
         """Do something on the first rank, while the others wait as long as it is alive; return on all what came of it.
 
@@ -132,6 +141,10 @@ class Alone:
     def gather(self, value: T, what: str) -> list[T]:
         """Return the value."""
         return [value]
+
+    def each(self, act: Callable[[], T], what: str) -> list[T]:
+        """Do it."""
+        return [act()]
 
     def first(self, act: Callable[[], T], what: str) -> T:
         """Do it."""
