@@ -7,7 +7,8 @@ the peer's time over ours, by the clock, the median of the ratios within a round
 The floor is what is left where nothing is routed, packed or waited for: a rank's share of the tables looked up and
 updated for the batches of all ranks, and its vectors and their gradients sent by two calls of ``all_to_all_single``;
 each measured in the same rounds. Calls are those of the process group in a step, bytes those that all ranks have sent
-through sockets: what goes through memory that ranks share is neither.
+through sockets: what goes through memory that ranks share is neither. "Memory kept": on all sides the C library keeps
+what a step frees, as `torchrec.heap.keep_freed_memory` has it do.
 
 ``--world 8`` on a machine with two cores: only the processor's time tells something.
 """
@@ -19,12 +20,13 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.processes import HERE, Process
+from benchmarks.scenarios import KEEPING
 
 Answer = dict[str, float]
 HEAD = "scenario|peer|ours|peer / ours|wanted|floor|floor / ours|peer, processor|ours, processor|"
@@ -40,12 +42,14 @@ class Scenario:
         work: which of ``benchmarks.ranks_worker`` makes it, sharding type, samples a rank, ids a bag.
         wanted: of the peer's time over ours.
         floor: whether it has one: the model around a collection takes time of its own.
+        environment: variables of all sides.
     """
 
     name: str
     work: list[object]
     wanted: float
     floor: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def scenarios(batch: int) -> list[Scenario]:
@@ -56,7 +60,8 @@ def scenarios(batch: int) -> list[Scenario]:
             work: list[object] = ["collection", kind, batch, length]
             found.append(Scenario(f"collection, {kind}, {ids}", work, wanted))
     return found + [
-        Scenario(f"DLRM, {kind}, 1 id", ["dlrm", kind, batch, 1], 1.5, False)
+        Scenario(f"DLRM, {kind}, 1 id{kept}", ["dlrm", kind, batch, 1], 1.5, False, environment)
+        for kept, environment in (("", {}), (", memory kept", KEEPING))
         for kind in ("table_wise", "row_wise", "column_wise")
     ]
 
@@ -69,15 +74,23 @@ class Ranks:
         work: what they do.
         world: how many.
         folder: where they run: it has our benchmarks, and no torchrec but that of the Python.
+        environment: further variables. Default: none.
     """
 
-    def __init__(self, python: str, work: list[object], world: int, folder: Path) -> None:
+    def __init__(
+        self,
+        python: str,
+        work: list[object],
+        world: int,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         store = tempfile.mktemp(dir=folder)
         arguments = ["-W", "ignore", "-m", "benchmarks.ranks_worker", json.dumps(work)]
 
         def start(rank: int) -> Process:
             command = [python, *arguments, str(rank), str(world), store]
-            return Process(command, folder, {"OMP_NUM_THREADS": "1"})
+            return Process(command, folder, {"OMP_NUM_THREADS": "1", **(environment or {})})
 
         with ThreadPoolExecutor(world) as pool:
             self._processes = list(pool.map(start, range(world)))
@@ -98,7 +111,7 @@ def measure(
 ) -> list[dict[str, Answer]]:
     """Give each side its turn in each round; the last answer counts what is sent."""
     sides = {
-        side: Ranks(python, scenario.work, world, folder)
+        side: Ranks(python, scenario.work, world, folder, scenario.environment)
         for side, python in {"ours": sys.executable, **others}.items()
     }
     counted = list(sides)
