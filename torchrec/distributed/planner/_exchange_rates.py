@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
 
 from torchrec.distributed._plan import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -262,7 +261,8 @@ def _steps(rank: int, world_size: int) -> dict[str, _Steps]:
 
     def summed(columns: int) -> _Steps:
         """Without and with gradients that are added up."""
-        both = _layers(columns), DistributedDataParallel(_layers(columns))
+        wrapped = DistributedModelParallel(_layers(columns), plan=ShardingPlan({}))
+        both = _layers(columns), wrapped
         return [_training_layers(layers, 1, columns) for layers in both]
 
     return {
