@@ -75,10 +75,11 @@ def plan_of(
     return planner.plan(drawn.model("meta"), get_default_sharders())
 
 
-def shared_by_rank() -> list[int]:
-    """Return the bytes of memory shared by ranks that this process has touched, by rank of who writes there.
+def own_shared() -> int:
+    """Return the bytes that this rank has written into memory that ranks share: exchanges, sums of gradients.
 
-    All ranks map the memory of all of them one behind the other, and the system gives each the next lower address.
+    For each of these all ranks map the memory of all of them one behind the other, and the system gives each the next
+    lower address.
     """
     found = []
     text = Path("/proc/self/smaps").read_text()
@@ -86,7 +87,8 @@ def shared_by_rank() -> list[int]:
         r"^(\w+)-.*/memfd:rowwise-.*\n(?:.*\n)*?Rss: +(\d+) kB", text, re.M
     ):
         found.append((int(start, 16), 1024 * int(size)))
-    return [size for _, size in sorted(found, reverse=True)]
+    by_rank = [size for _, size in sorted(found, reverse=True)]
+    return sum(by_rank[dist.get_rank() :: dist.get_world_size()])
 
 
 def resident(peak: bool = False) -> int:
@@ -148,11 +150,6 @@ def peak_of_steps(training: Training, steps: int = 6) -> int:
     for _ in range(steps):
         training.step()
     return resident(peak=True)
-
-
-def own_shared() -> int:
-    """Return the bytes that this rank has written into shared memory."""
-    return shared_by_rank()[dist.get_rank()] if dist.get_world_size() > 1 else 0
 
 
 def peaks(drawn: Drawn, plan: ShardingPlan, small_plan: ShardingPlan, rank: int) -> list[int]:

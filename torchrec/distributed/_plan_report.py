@@ -24,7 +24,7 @@ class RankMemory:
     Attributes:
         table_bytes: of tables, and states of optimizers.
         step_bytes: most that tensors of a step have beside, with those of layers if they were measured.
-        message_bytes: of messages to others, in memory that the ranks of a host share.
+        message_bytes: of messages to others, in memory that the ranks of a host share; gradients of layers among them.
     """
 
     table_bytes: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from torchrec.distributed.planner.storage_reservations import (
 )
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.sharding_plan import get_default_sharders
+from torchrec.ops.signals import can_signal
 from torchrec.types import OptimizerType
 
 pytestmark = pytest.mark.once
@@ -57,6 +59,17 @@ def test_pages_are_in_memory_as_a_whole():
     assert heap.left == 8 * MB
     heap.free(heap.kept([(0.0, 3.0), (1000.0, 1010.0)]))  # where pages are small, bytes
     assert heap.left == 8 * MB + 13
+
+
+def test_what_earlier_tensors_have_written_of_a_block_stays_in_memory():
+    heap = Heap()
+    heap.free(heap.vector(4.5 * MB))  # of 8 MB, the first three pages
+    heap.free(heap.kept([(0.0, 1.0), (5 * MB, 7 * MB)]))  # all but the second
+    assert heap.left == heap.peak == 8 * MB
+    heap.free(heap.kept([(0.0, 3.0)]), heap.kept([(0.0, 2.0), (5.0, 8.0)]))
+    heap.free(heap.kept([(1.0, 6.0)]))
+    # The first of the small ones, now to its sixth byte, and the second.
+    assert heap.left == 8 * MB + 6 + 5
 
 
 TABLES = [("a", 300, 64, 2), ("b", 50, 32, 1), ("c", 500, 32, 3)]
@@ -93,6 +106,15 @@ def planner(world_size: int, kind: str, memory: int = 10**9) -> EmbeddingShardin
     return EmbeddingShardingPlanner(topology, BATCH, constraints=wishes)
 
 
+def batch_of_rank() -> KeyedJaggedTensor:
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    values = [torch.randint(rows, (BATCH * n,), generator=generator) for _, rows, _, n in TABLES]
+    lengths = torch.cat([torch.full((BATCH,), n) for *_, n in TABLES])
+    batch = KeyedJaggedTensor([name for name, *_ in TABLES], torch.cat(values), lengths=lengths)
+    batch.offsets()
+    return batch
+
+
 def measured(
     kind: str, is_pooled: bool, optimizer: OptimizerType = OptimizerType.SGD
 ) -> tuple[int, int]:
@@ -102,11 +124,7 @@ def measured(
     assert plan.report is not None
     sharded = DistributedModelParallel(model, plan=plan)
     weights = sum(param.untyped_storage().nbytes() for param in sharded.parameters())
-    generator = torch.Generator().manual_seed(dist.get_rank())
-    values = [torch.randint(rows, (BATCH * n,), generator=generator) for _, rows, _, n in TABLES]
-    lengths = torch.cat([torch.full((BATCH,), n) for *_, n in TABLES])
-    batch = KeyedJaggedTensor([name for name, *_ in TABLES], torch.cat(values), lengths=lengths)
-    batch.offsets()
+    batch = batch_of_rank()
     tables = sharded.module.get_submodule("tables")
 
     def loss() -> torch.Tensor:
@@ -190,6 +208,17 @@ def test_a_plan_fits_as_a_whole():
     assert most(fullest - 1 + int(more[1])) == fullest  # what would do does
 
 
+@pytest.mark.parametrize(("rows", "of_id"), [(2**22, 8), (2**22 + 1, 16)])
+def test_ids_are_put_in_order_in_less_where_row_and_bag_need_32_bits(rows, of_id):
+    table = EmbeddingBagConfig(rows, 4, "a", feature_names=["a"], optimizer="sgd", lr=0.1)
+    model = EmbeddingBagCollection([table], device=torch.device("meta"))
+    kept = FixedPercentageStorageReservation(0.0)
+    made = EmbeddingShardingPlanner(Topology(1, "cpu"), 2**10, storage_reservation=kept)
+    report = made.plan(model, get_default_sharders()).report
+    assert report is not None
+    assert report.ranks[0].memory.step_bytes == 2**10 * (4 * 4 + of_id)  # with the gradient
+
+
 def test_layers_need_their_memory_while_vectors_are_there():
     def fullest(dense: DensePart | None) -> int:
         kept = HeuristicalStorageReservation(0.0, dense_tensor_estimate=dense)
@@ -205,3 +234,82 @@ def test_layers_need_their_memory_while_vectors_are_there():
     assert small == alone  # vectors take as much as their gradients later
     large = fullest(DensePart(10, 20, 10 * vectors, 10, 1.0))
     assert alone + 9 * vectors < large <= alone + 10 * vectors
+
+
+def layered(
+    dense: DensePart | None, topology: Topology, kind: str | None = None
+) -> list[tuple[int, int]]:
+    """Return for each rank what a plan has of messages, and in all."""
+    kept = HeuristicalStorageReservation(0.0, dense_tensor_estimate=dense)
+    wishes = {
+        name: ParameterConstraints(
+            pooling_factors=[float(ids)],
+            sharding_types=["table_wise" if kind is None or name != "b" else kind],
+        )
+        for name, _, _, ids in TABLES
+    }
+    made = EmbeddingShardingPlanner(topology, BATCH, storage_reservation=kept, constraints=wishes)
+    report = made.plan(collection(True, OptimizerType.SGD), get_default_sharders()).report
+    assert report is not None
+    return [(rank.memory.message_bytes, rank.num_bytes) for rank in report.ranks]
+
+
+@pytest.mark.parametrize(
+    ("gradients", "more"), [(3 * 2**20, 3 * 2**20), (30 * 2**20, (30 + 5) * 2**20)]
+)
+def test_gradients_are_added_up_in_memory_that_ranks_of_a_host_share(gradients, more):
+    dense = DensePart(gradients, 2 * gradients, 0, gradients, 1.0)
+    one_host, hosts = Topology(2, "cpu"), Topology(2, "cpu", local_world_size=1)
+    together, apart = layered(dense, one_host), layered(dense, hosts)
+    assert [a - b for (a, _), (b, _) in zip(together, apart, strict=True)] == [more] * 2
+    assert [a - b for (_, a), (_, b) in zip(together, apart, strict=True)] == [more] * 2
+    assert layered(None, one_host) == layered(None, hosts)  # what was not measured is not known
+
+
+def test_a_rank_alone_adds_up_nothing():
+    gradients = 3 * 2**20
+    dense = DensePart(gradients, 2 * gradients, 0, gradients, 1.0)
+    assert layered(dense, Topology(1, "cpu"))[0][0] == 0
+
+
+class Layered(torch.nn.Module):
+    """Tables, and a layer with 1 MiB of weights on their vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = collection(True)
+        self.layer = torch.nn.Linear(128, 2**11, bias=False)
+
+    def forward(self, batch: KeyedJaggedTensor) -> torch.Tensor:
+        return self.layer(self.tables(batch).values()).sum()
+
+
+def messages_of_layers() -> tuple[int, int]:
+    """Return the bytes of messages of all ranks: as planned, and as this one has them in memory."""
+    model, gradients = Layered(), 2**20
+    kept = HeuristicalStorageReservation(
+        0.0, dense_tensor_estimate=DensePart(gradients, 2 * gradients, 0, gradients, 1.0)
+    )
+    wishes = {name: ParameterConstraints(pooling_factors=[float(ids)]) for name, *_, ids in TABLES}
+    made = EmbeddingShardingPlanner(
+        Topology(2, "cpu"), BATCH, storage_reservation=kept, constraints=wishes
+    )
+    plan = made.plan(model, get_default_sharders())
+    assert plan.report is not None
+    sharded, batch = DistributedModelParallel(model, plan=plan), batch_of_rank()
+    for _ in range(4):
+        sharded.zero_grad()
+        sharded(batch).backward()
+    mapped = re.findall(
+        r"/memfd:rowwise-.*\n(?:.*\n)*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text()
+    )
+    planned = sum(rank.memory.message_bytes for rank in plan.report.ranks)
+    return planned, 1024 * sum(map(int, mapped))
+
+
+@pytest.mark.skipif(not can_signal(), reason="there is no native library, or no Linux")
+def test_messages_of_layers_are_what_ranks_share():
+    for planned, found in run(messages_of_layers, 2):
+        assert planned > 2 * 2**20
+        # Whole pages, and what stands before each message.
+        assert planned < found < planned + 2**17

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Block", "Heap"]
 
@@ -22,10 +22,12 @@ class Block:
     Attributes:
         written: bytes of it that have been written to: others take no memory.
         size: bytes, where it is kept when the tensor dies; 0: it is not.
+        spans: where these bytes are, in order, if it is kept.
     """
 
     written: float
     size: int = 0
+    spans: list[Span] = field(default_factory=list)
 
 
 class Heap:
@@ -72,9 +74,10 @@ class Heap:
             block = Block(0.0, size)
         else:
             self._free.remove(block)
-        more = max(_in_memory(written, size) - block.written, 0.0)
-        self._add(more)
-        block.written += more
+        # What an earlier tensor has written elsewhere in the block is there as well.
+        block.spans = _united([*block.spans, *(_whole_pages(span, size) for span in written)])
+        before, block.written = block.written, sum(end - begin for begin, end in block.spans)
+        self._add(block.written - before)
         return block
 
     def free(self, *blocks: Block) -> None:
@@ -90,12 +93,20 @@ class Heap:
         self.peak = max(self.peak, self.left)
 
 
-def _in_memory(written: Sequence[Span], size: int) -> float:
+def _whole_pages(span: Span, size: int) -> Span:
+    """Return what is in memory of a block of some size when bytes of it are written."""
     if size < _HUGE_PAGE:
-        return sum(end - begin for begin, end in written)
-    pages = {
-        page
-        for begin, end in written
-        for page in range(int(begin // _HUGE_PAGE), -int(-end // _HUGE_PAGE))
-    }
-    return float(len(pages) * _HUGE_PAGE)
+        return span
+    begin, end = span
+    return begin // _HUGE_PAGE * _HUGE_PAGE, -(-end // _HUGE_PAGE) * _HUGE_PAGE
+
+
+def _united(spans: Sequence[Span]) -> list[Span]:
+    """Return spans that do not overlap, of the same bytes."""
+    found: list[Span] = []
+    for begin, end in sorted(spans):
+        if found and begin <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        else:
+            found.append((begin, end))
+    return found

@@ -82,7 +82,7 @@ def report_of(
         if table in looked_at:
             others = _others(option, choices[table], candidates.get(table, []), load, left)
         tables.append(_table(option, others))
-    memory = rank_memory(options, topology, layers.step_bytes(topology.world_size))
+    memory = rank_memory(options, topology, layers)
     return PlanReport(
         device=topology.compute_device,
         batch_size=batch_size,

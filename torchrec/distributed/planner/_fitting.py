@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torchrec.distributed.planner._dense import Layers
 from torchrec.distributed.planner._messages import with_fewer_messages
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._search_space import SearchSpace, search_space_of
@@ -33,7 +34,7 @@ class Fitting:
 def solve_within(
     options: Sequence[ShardingOption],
     topology: Topology,
-    layer_bytes: int | None,
+    layers: Layers,
     deadline: float | None,
 ) -> Fitting:
     """Look for a plan, with less memory again while steps under it take more than tables do one by one.
@@ -41,7 +42,7 @@ def solve_within(
     Args:
         options: all ways of all tables.
         topology: the ranks, with the memory that is left for tables.
-        layer_bytes: what layers take in a step; None: there are none.
+        layers: of the model.
         deadline: when to stop, as `time.monotonic` has it.
 
     Raises:
@@ -56,7 +57,7 @@ def solve_within(
         if solution is None:
             break
         solution = with_fewer_messages(solution, options, left, deadline)
-        found = rank_memory(solution.options, topology, layer_bytes)
+        found = rank_memory(solution.options, topology, layers)
         rooms = [
             device.storage.ddr if on_host else device.storage.hbm for device in topology.devices
         ]

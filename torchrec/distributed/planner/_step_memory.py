@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torchrec.distributed._plan_report import RankMemory
 from torchrec.distributed.planner._blocks import Block, Heap
+from torchrec.distributed.planner._dense import Layers
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._storage import adds_squares, blocks_of, shared_state_bytes
 from torchrec.distributed.planner._topology import Topology
@@ -21,10 +22,12 @@ from torchrec.distributed.types import ShardingType
 
 __all__ = ["rank_memory"]
 
+_COPIES = ShardingType.DATA_PARALLEL.value
 _NUMBER, _ID, _LONG = 4, 4, 8
 # Of an id in an update: room, what is written, and what where row and bag need more bits than there are for both.
 _ENTRY_ROOM, _ENTRY, _WIDE_ENTRY, _ENTRY_BITS = 32, 8, 16, 32
 _SMALL = 512  # bytes of a message whose place does not depend on tables
+_BUCKET = 25 * 2**20  # bytes of gradients after which another bucket begins
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class _Collection:
     def _add(self, option: ShardingOption, world_size: int) -> None:
         lookup, (height, width) = option.lookup, option.tensor.shape
         assert lookup is not None
-        is_copy = option.sharding_type == ShardingType.DATA_PARALLEL.value
+        is_copy = option.sharding_type == _COPIES
         is_here = is_copy or world_size == 1
         bands = max(1, len({shard.offset[0] for shard in option.shards}))
         for ids, bags, by_rows in zip(
@@ -136,16 +139,17 @@ class _Collection:
 
 
 def rank_memory(
-    options: Sequence[ShardingOption], topology: Topology, layer_bytes: int | None
+    options: Sequence[ShardingOption], topology: Topology, layers: Layers
 ) -> list[RankMemory]:
     """Return the most bytes that each rank has of tables, states, and what a step takes.
 
     Args:
         options: a way for each table, with ranks.
         topology: the ranks.
-        layer_bytes: what layers take in a step; None: there are none.
+        layers: of the model.
     """
-    kept, steps = [0] * topology.world_size, [0] * topology.world_size
+    world_size = topology.world_size
+    kept, steps = [0] * world_size, [0] * world_size
     on_host = topology.compute_device == "cpu"
     is_known = all(option.lookup is not None for option in options)
     for option in options:
@@ -165,17 +169,33 @@ def rank_memory(
     of_paths: dict[str, list[ShardingOption]] = {}
     for option in options:
         of_paths.setdefault(option.path, []).append(option)
-    collections = [_Collection(of_path, topology.world_size) for of_path in of_paths.values()]
+    collections = [_Collection(of_path, world_size) for of_path in of_paths.values()]
+    summed, layer_bytes = _summed_bytes(options, topology, layers), layers.step_bytes(world_size)
+    found = [_step_bytes(collections, rank, world_size, layer_bytes) for rank in range(world_size)]
     return [
-        RankMemory(table_bytes, *_step_bytes(collections, rank, topology.world_size, layer_bytes))
-        for rank, table_bytes in enumerate(kept)
+        RankMemory(table_bytes, step, messages + summed)
+        for table_bytes, (step, messages) in zip(kept, found, strict=True)
     ]
+
+
+def _summed_bytes(options: Sequence[ShardingOption], topology: Topology, layers: Layers) -> int:
+    """Return the bytes of gradients that each rank writes where the others of its host read them, to add them up.
+
+    Those are of layers, and of tables with copies. In its first step, `DistributedDataParallel` has them all in one
+    bucket; then in several, if they are large: one of these, at least, finds the memory of that.
+    """
+    world_size = topology.world_size
+    if world_size == 1 or topology.local_world_size < world_size:
+        return 0
+    copies = [each.tensor for each in options if each.sharding_type == _COPIES]
+    num_bytes = layers.sum_bytes(world_size) + sum(_NUMBER * each.numel() for each in copies)
+    return num_bytes + max(num_bytes - _BUCKET, 0)
 
 
 def _step_bytes(
     collections: Sequence[_Collection], rank: int, world_size: int, layer_bytes: int | None
 ) -> tuple[int, int]:
-    """Return the most bytes that a rank has in a step: of its own, and that others read."""
+    """Return the most bytes that a rank has in a step: of its own, and of exchanges, that others read."""
     heap = Heap()
     for _ in range(2):  # the first step leaves what the others find
         lookups = [_Step(heap, each, rank, world_size) for each in collections]
@@ -362,7 +382,7 @@ class _Step:
             return self._update_together(split, ranks)
         most = ranks * max(each.ids for each in asked)
         written = max(ranks * each.ids * _entry(each, ranks) for each in asked)
-        room = most * _ENTRY_ROOM
+        room = (most + 1) * _ENTRY_ROOM  # one more ends them; behind are sums of a few rows
         packed = sum(_packed(each, ranks, len(asked) > 1) for each in asked)
         return self._heap.kept([(0.0, written), (room, room + packed)])
 
@@ -388,8 +408,13 @@ def _once(asked: Sequence[_Asked]) -> bool:
 
 
 def _entry(asked: _Asked, ranks: int) -> int:
-    bits = asked.rows.bit_length() + int(ranks * asked.vectors).bit_length()
+    bits = _bits(asked.rows) + _bits(round(ranks * asked.vectors))
     return _ENTRY if bits <= _ENTRY_BITS and not asked.is_weighted else _WIDE_ENTRY
+
+
+def _bits(count: int) -> int:
+    """Return how many number as many things, from 0 on."""
+    return max(1, (count - 1).bit_length())
 
 
 def _packed(asked: _Asked, ranks: int, has_others: bool) -> float:

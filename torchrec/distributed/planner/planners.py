@@ -310,7 +310,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         deadline = None if self._timeout_seconds is None else start + self._timeout_seconds
         if self._proposals is not None:
             return solve_by_proposals(space, topology, self._enumerator, self._proposals, deadline)
-        found = solve_within(space, topology, layers.step_bytes(topology.world_size), deadline)
+        found = solve_within(space, topology, layers, deadline)
         if found.solution is not None:
             return found.solution
         shortage = shortage_of(found.space, topology)
@@ -339,10 +339,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
                 space = enumerator.enumerate(module, sharders)
                 if change.halved is not None:
                     space = with_half_weights(space, change.halved)
-                return (
-                    solve_within(space, left, layers.step_bytes(left.world_size), None).solution
-                    is not None
-                )
+                return solve_within(space, left, layers, None).solution is not None
             except PlannerError:
                 return False
 
