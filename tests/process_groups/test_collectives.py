@@ -67,8 +67,21 @@ def look_up(_):
     Wire(dist.group.WORLD).states(1, "a look-up")  # whose ranks would wait for half an hour
 
 
+def begin(group):
+    Wire(group)
+
+
 def leave_out(_):
     default_store().wait(["given up"], timedelta(seconds=50))
+
+
+def spread(group):
+    Wire(group).broadcast(torch.ones(2), 0, "first weights")
+
+
+def begin_to_spread(group):
+    Wire(group).begin("first weights").numbers()
+    leave_out(group)
 
 
 def apart(*acts):
@@ -87,6 +100,8 @@ def apart(*acts):
     [
         ((measure, measure, leave_out), "computing metrics"),
         ((clip, leave_out), "the norm of all gradients"),
+        ((begin, leave_out), "their first exchange"),
+        ((spread, begin_to_spread), "first weights"),
         ((time_steps, leave_out), "timing the steps between metrics"),
     ],
 )

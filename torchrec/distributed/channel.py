@@ -22,7 +22,7 @@ from torchrec.distributed.shared_memory import share_memory
 from torchrec.distributed.signs_of_life import LifeWatch, Stopped, signs_of_life
 from torchrec.distributed.transport import SwapWork, Work
 from torchrec.ops.routing import new_vector
-from torchrec.process_groups import default_store, timeout_of
+from torchrec.process_groups import all_reduce, default_store, timeout_of
 from torchrec.process_groups.lost_ranks import (
     ended,
     is_closed,
@@ -87,9 +87,8 @@ class Channel:
         self._patience = min(_PATIENCE, self._timeout / 5)
         group, self._memory = beside, None
         if self.world_size > 1:
-            with lost_ranks_named(beside):
-                # Finds out who is gone, which the store that a new group is made by does not.
-                dist.all_reduce(torch.zeros(1), group=beside)
+            # Finds out who is gone, which the store that a new group is made by does not.
+            all_reduce(torch.zeros(1), "their first exchange", beside)
             group = dist.new_group(
                 self._ranks,
                 self._timeout,

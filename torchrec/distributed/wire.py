@@ -16,7 +16,8 @@ from torchrec.distributed._awaitable import Awaitable, Deferred
 from torchrec.distributed.channel import channel_of
 from torchrec.distributed.transport import Work
 from torchrec.errors import IdOutOfRangeError
-from torchrec.process_groups.lost_ranks import lost_ranks_named, ranks_in_words
+from torchrec.process_groups import all_reduce, broadcast
+from torchrec.process_groups.lost_ranks import ranks_in_words
 
 __all__ = ["Meeting", "Wire"]
 
@@ -230,8 +231,7 @@ class Wire:
             topic: what it is about, in words that are the same on all ranks.
         """
         self.begin(topic).numbers()
-        with lost_ranks_named(self.group) as group:
-            dist.broadcast(tensor, group=group, group_src=rank)
+        broadcast(tensor, rank, topic, self.group)
         return tensor
 
     def reduce(
@@ -245,8 +245,7 @@ class Wire:
             how: numbers are put together. Default: added.
         """
         self.begin(topic).numbers()
-        with lost_ranks_named(self.group) as group:
-            dist.all_reduce(tensor, how, group)
+        all_reduce(tensor, topic, self.group, how)
         return tensor
 
     def tell(self, value: Any, topic: str) -> list[Any]:

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from torchrec.process_groups._private import default_store, is_gloo, timeout_of
 from torchrec.process_groups.lost_ranks import lost_ranks_named, ranks_in_words
 
-__all__ = ["all_gather", "all_reduce", "wait_for"]
+__all__ = ["all_gather", "all_reduce", "broadcast", "wait_for"]
 
 _PATIENCE = timedelta(seconds=2)  # how long a rank waits, at most, before it says where it is
 
@@ -62,6 +62,25 @@ def all_gather(
     with lost_ranks_named(_group(group)) as ranks:
         work = dist.all_gather(list(received), sent, ranks, async_op=True)
     wait_for(work, sent, doing, ranks)
+
+
+def broadcast(
+    tensor: Tensor, rank: int | None, doing: str, group: dist.ProcessGroup | None = None
+) -> None:
+    """Do what `torch.distributed.broadcast` does.
+
+    Args:
+        tensor: of one shape and dtype on all ranks; written to on all others.
+        rank: of the group, whose tensor it is.
+        doing: see `all_reduce`.
+        group: the ranks. Default: all.
+
+    Raises:
+        RuntimeError: see `wait_for`.
+    """
+    with lost_ranks_named(_group(group)) as ranks:
+        work = dist.broadcast(tensor, group=ranks, async_op=True, group_src=rank)
+    wait_for(work, tensor, doing, ranks)
 
 
 def _group(given: dist.ProcessGroup | None) -> dist.ProcessGroup:
