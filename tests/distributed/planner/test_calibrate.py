@@ -108,6 +108,7 @@ def test_rates_by_hand():
     assert RATES.layers_ms(2.0, 1e6, 1, 1) == 2.0
     assert RATES.layers_ms(2.0, 1e6, 2, 2) == 2.5 + 1.0 + 0.125
     assert RATES.layers_ms(2.0, 1e6, 4, 1) == 2.0 + 3 * 0.5 * 1.5 + 0.25  # each on a host
+    assert RATES.layers_ms(2.0, 1e6, 4, 4) == 2.0 * 1.75 + 3 * 1.5 + 0.25
 
 
 def test_the_more_a_step_comes_by_the_less_of_a_table_is_in_caches():
@@ -318,7 +319,7 @@ def test_rates_are_found_from_steps(world_size):
 
     layers = 3, 5  # a step of small layers alone, and of large ones
     numbers = [2 * side * (side + 1) + side + 1 for side in (8, 700)]
-    sums = (numbers[1] - numbers[0]) * 2 * 4 * away * rate.reduce_ns_a_byte / 1e6
+    sums = (numbers[1] - numbers[0]) * 4 * (world_size - 1) * rate.reduce_ns_a_byte / 1e6
     found = {
         "usual alone": [10, 30],
         "usual": [10 * rate.slowdown, 30 * rate.slowdown],

@@ -89,7 +89,7 @@ class ExchangeRate:
         squares_step_ms: more, where ranks add up squares of rows whose columns lie apart.
         ns_a_byte: of vectors and gradients that a rank sends, with packing them.
         ns_an_id: of ids that a rank asks for, which are given rows, sorted by ranks, sent and taken in.
-        reduce_ns_a_byte: of gradients that are added up over the ranks, with copying them there and back.
+        reduce_ns_a_byte: of gradients of another rank that are added up, with copying one's own for the others.
         layers_slowdown: how many times longer layers take where as many ranks are at it together on one host.
         layers_step_ms: more of a step of layers, whose gradients are added up.
         rows_ns_a_number: of rows that are pooled by who asked for them, each number once.
@@ -257,12 +257,15 @@ class Calibration:
     def layers_ms(
         self, alone_ms: float, gradient_bytes: float, world_size: int, ranks_a_host: int
     ) -> float:
-        """As measured; each rank sends and receives its share of the sums twice."""
+        """As measured.
+
+        On one host, where that was, each rank reads what all others have; else it sends and receives its share of the
+        sums twice.
+        """
         if world_size < 2 or not self.exchanges:
             return alone_ms
-        sums = self.exchange_ms(
-            CollectiveType.ALL_REDUCE, 2 * gradient_bytes / world_size, world_size
-        )
+        share = 1.0 if ranks_a_host >= world_size else 2 / world_size
+        sums = self.exchange_ms(CollectiveType.ALL_REDUCE, share * gradient_bytes, world_size)
         slower = 1.0 if ranks_a_host < 2 else self._nearest(ranks_a_host).layers_slowdown
         return alone_ms * slower + sums + self._nearest(world_size).layers_step_ms
 

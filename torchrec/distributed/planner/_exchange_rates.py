@@ -108,9 +108,9 @@ def rate_of(found: Mapping[str, Sequence[float]], world_size: int) -> ExchangeRa
     gathered = _more(found["mixed"]) - _more(found["single"]) - _more(found["long"])
     alone, together = found["usual alone"], found["usual"]
     of_layers = _more(found["summed"])
-    # Of a sum, each rank sends each other one its share of the numbers, twice.
+    # For a sum, each rank reads the numbers of all others.
     numbers = _num_parameters(_HUGE) - _num_parameters(_TINY)
-    reduced = 2 * 4 * numbers / world_size * (world_size - 1)
+    reduced = 4 * numbers * (world_size - 1)
     return ExchangeRate(
         world_size=world_size,
         slowdown=max(sum(together) / sum(alone), 1.0),
