@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
+from torch.testing._internal.distributed import fake_pg  # noqa: F401 (registers the group "fake")
 
 from tests.distributed.ranks import run
 from torchrec.distributed.wire import Wire
@@ -36,6 +37,17 @@ def of_all_ranks():
     all_gather(received, torch.full((2,), rank + 1.0), "all parts", group)
     notes = [default_store().check([f"waits/{each}"]) for each in range(2)]
     return total.item(), most.item(), torch.cat(received).tolist(), notes
+
+
+def by_another_backend():
+    group = dist.new_group(backend="fake")  # takes all for done
+    value = torch.ones(2)
+    all_reduce(value, "a sum", group)
+    return value.tolist()
+
+
+def test_other_backends_wait_in_their_own_way():
+    assert run(by_another_backend, 2) == [[1.0, 1.0]] * 2
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from torchrec.ops.routing import new_vector
+from torchrec.process_groups import done_within
 
 __all__ = ["SwapWork", "Work"]
 
@@ -58,13 +59,7 @@ class SwapWork:
 
     def done_within(self, time: timedelta) -> bool:
         """See `Work.done_within`."""
-        try:
-            self._work.wait(time)
-        except RuntimeError:
-            if self._work.is_completed():
-                raise  # what was waited for has failed
-            return False
-        return True
+        return done_within(self._work, time)
 
     def parts(self) -> list[Tensor]:
         """See `Work.parts`."""

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from torchrec.process_groups._private import default_store, is_gloo, timeout_of
 from torchrec.process_groups.lost_ranks import lost_ranks_named, ranks_in_words
 
-__all__ = ["all_gather", "all_reduce", "broadcast", "wait_for"]
+__all__ = ["all_gather", "all_reduce", "broadcast", "done_within", "wait_for"]
 
 _PATIENCE = timedelta(seconds=2)  # how long a rank waits, at most, before it says where it is
 
@@ -113,7 +113,7 @@ def wait_for(work: dist.Work | None, tensor: Tensor, doing: str, group: dist.Pro
     patience, said = min(_PATIENCE, timeout / 5), ""
     try:
         with lost_ranks_named(group):
-            if not _done_within(work, patience):
+            if not done_within(work, patience):
                 said = _wait_long(work, doing, group, timeout, patience)
     except RuntimeError as error:
         said = _said(group)  # by who has given up, which closes the connections of the others
@@ -136,12 +136,12 @@ def _wait_long(
     notes = [f"waits/{each}" for each in dist.get_process_group_ranks(group)]
     # Before gloo gives up, which closes all connections: nobody could ask any more who was missing.
     end = monotonic() + (0.9 * timeout - 2 * patience).total_seconds()
-    while not _done_within(work, patience / 4):
+    while not done_within(work, patience / 4):
         # Another thread of this process may wait as well: its note does, and is its own to take away.
         store.compare_set(notes[rank], "", doing)
         said = _said(group)
         # Who has begun to wait just now leaves a note a little later.
-        if not said and monotonic() > end and not _done_within(work, patience):
+        if not said and monotonic() > end and not done_within(work, patience):
             said = _give_up(store, notes, rank, doing, group)
         if said:
             return said
@@ -188,7 +188,16 @@ def _read(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 
-def _done_within(work: dist.Work, time: timedelta) -> bool:
+def done_within(work: dist.Work, time: timedelta) -> bool:
+    """Wait for a collective by gloo for so long at most, and return whether it is done.
+
+    Args:
+        work: the collective; it goes on meanwhile, and after that.
+        time: how long.
+
+    Raises:
+        RuntimeError: if it has failed.
+    """
     try:
         work.wait(time)
     except RuntimeError:
