@@ -184,6 +184,20 @@ def test_columns_of_a_rank_share_the_states_of_rows():
     assert [rank.memory.table_bytes for rank in plan.report.ranks] == expected
 
 
+@pytest.mark.parametrize(("rows", "pages"), [(16_000, 4), (15_000, None)])
+def test_large_tables_lie_on_whole_pages(rows, pages):
+    table = EmbeddingBagConfig(rows, 128, "a", feature_names=["a"], optimizer="sgd", lr=0.1)
+    model = EmbeddingBagCollection([table], device=torch.device("meta"))
+    report = (
+        EmbeddingShardingPlanner(Topology(1, "cpu"), 8).plan(model, get_default_sharders()).report
+    )
+    weights = rows * 128 * 4
+    expected = weights if pages is None else pages * 2**21
+    assert weights <= expected
+    assert report is not None
+    assert report.ranks[0].memory.table_bytes == expected
+
+
 def test_a_plan_fits_as_a_whole():
     """Vectors of 1 MB are in pages of 2 MB: tables one by one take less than a step does."""
     table = EmbeddingBagConfig(1000, 128, "a", feature_names=["a"], optimizer="sgd", lr=0.1)

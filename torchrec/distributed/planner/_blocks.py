@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Block", "Heap"]
+__all__ = ["Block", "Heap", "on_whole_pages"]
 
 _RECYCLED = 1 << 20  # bytes of a vector whose memory is kept for later ones
 _LEAST_KEPT = 1 << 12
@@ -91,6 +91,20 @@ class Heap:
     def _add(self, num_bytes: float) -> None:
         self.left += num_bytes
         self.peak = max(self.peak, self.left)
+
+
+def on_whole_pages(num_bytes: int) -> int:
+    """Return what a table takes in memory: large ones lie on whole pages of 2 MB, where these are little more.
+
+    Args:
+        num_bytes: of its weights.
+
+    Example:
+        >>> on_whole_pages(7_000_000), on_whole_pages(8_000_000)
+        (7000000, 8388608)
+    """
+    pages = -(-num_bytes // _HUGE_PAGE) * _HUGE_PAGE
+    return pages if num_bytes >= _HUGE_PAGE and pages - num_bytes < num_bytes // 16 else num_bytes
 
 
 def _whole_pages(span: Span, size: int) -> Span:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torchrec.distributed._plan_report import RankMemory
-from torchrec.distributed.planner._blocks import Block, Heap
+from torchrec.distributed.planner._blocks import Block, Heap, on_whole_pages
 from torchrec.distributed.planner._dense import Layers
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._storage import adds_squares, blocks_of, shared_state_bytes
@@ -166,6 +166,10 @@ def rank_memory(
             RankMemory(table_bytes, step + own)
             for table_bytes, step in zip(kept, steps, strict=True)
         ]
+    for option in options:
+        for (rank, _), (rows, columns) in blocks_of(option).items():
+            num_bytes = rows * columns * option.tensor.element_size()
+            kept[rank] += on_whole_pages(num_bytes) - num_bytes
     of_paths: dict[str, list[ShardingOption]] = {}
     for option in options:
         of_paths.setdefault(option.path, []).append(option)
