@@ -24,9 +24,7 @@ SECONDS = 6
 
 def of_all_ranks():
     """Return what comes of collectives, one of which waits for longer than a rank does before it leaves a note."""
-    group = dist.new_group([0, 1], timeout=timedelta(seconds=SECONDS))
-    if dist.get_rank() == 2:
-        return None
+    group = dist.new_group(timeout=timedelta(seconds=SECONDS))
     rank = dist.get_rank()
     total, most = torch.tensor([rank + 1.0]), torch.tensor(rank)
     received = [torch.zeros(2) for _ in range(2)]
@@ -53,7 +51,7 @@ def test_other_backends_wait_in_their_own_way():
 @pytest.mark.slow
 def test_ranks_that_are_late_are_waited_for():
     expected = (3.0, 1, [1.0, 1.0, 2.0, 2.0], [False, False])
-    assert run(of_all_ranks, 3) == [expected, expected, None]
+    assert run(of_all_ranks, 2) == [expected] * 2
 
 
 def clip(group):
@@ -111,10 +109,8 @@ def apart(*acts):
     ("acts", "doing"),
     [
         ((measure, measure, leave_out), "computing metrics"),
-        ((clip, leave_out), "the norm of all gradients"),
         ((begin, leave_out), "their first exchange"),
         ((spread, begin_to_spread), "first weights"),
-        ((time_steps, leave_out), "timing the steps between metrics"),
     ],
 )
 def test_a_rank_that_does_not_come_is_named(acts, doing):
@@ -134,8 +130,11 @@ def test_who_waits_elsewhere_is_told_from_who_has_stopped():
         f"{heads}computing metrics on rank 0, the norm of all gradients on rank 1.",
         f"{heads}the norm of all gradients on rank 1, computing metrics on rank 0.",
     )
-    first, *_ = run(apart, 3, measure, look_up, leave_out)
-    assert "Received nothing from rank 2: it has stopped" in str(first)
+    first, *_ = run(apart, 3, time_steps, look_up, leave_out)
+    assert str(first) == (
+        f"All ranks should take part in timing the steps between metrics within {SECONDS} s, the `timeout` of their "
+        "process group. Received nothing from rank 2: it has stopped, or has left out what others do."
+    )
 
 
 def fail(group):
