@@ -325,5 +325,5 @@ def messages_of_layers() -> tuple[int, int]:
 def test_messages_of_layers_are_what_ranks_share():
     for planned, found in run(messages_of_layers, 2):
         assert planned > 2 * 2**20
-        # Whole pages, and what stands before each message.
-        assert planned < found < planned + 2**17
+        # Small messages of tables take other places, where a rank is ahead; and there is what stands before messages.
+        assert abs(found - planned) < 2**18
