@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -31,6 +36,39 @@ def test_large_memory_is_used_again_but_never_twice_at_a_time() -> None:
     fourth.zero_()
     assert third.data_ptr() in addresses or fourth.data_ptr() in addresses
     assert (rows == 7).all()  # whose memory is not free while a view is there
+
+
+_STEPS = """
+import resource
+import torch
+from torchrec.ops._recycled import recycled
+
+recycled((1 << 20,))
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        kept = [torch.zeros(1 << 19) for _ in range(29)]  # 2 MiB each, 14,848 pages in all
+        del kept
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _pages_of_ten_steps(**variables: str) -> int:
+    ran = subprocess.run(
+        [sys.executable, "-c", _STEPS],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **variables},
+    )
+    return int(ran.stdout)
+
+
+@pytest.mark.skipif(native is None, reason="without kernels all memory is PyTorch's")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have rules of their own")
+def test_what_a_step_frees_is_not_given_back_for_the_next_but_where_the_program_says_so() -> None:
+    assert _pages_of_ten_steps() < 1_000
+    assert _pages_of_ten_steps(MALLOC_TRIM_THRESHOLD_="4000000") > 100_000
 
 
 class _Full:

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from torchrec.heap import expect_tensors
 from torchrec.ops._library import native
 
 # Smaller ones are the C library's, which keeps them itself: bytes.
@@ -27,6 +28,7 @@ def recycled(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor
         # Sizes one by one are read in two thirds of the time of a tuple.
         sizes = shape if len(shape) else ((),)
         return torch.empty(*sizes, dtype=dtype, device=_CPU)
+    expect_tensors()
     try:
         buffer: Tensor | None = native.recycled(size) if size < _MOST else None
     except MemoryError:
