@@ -44,6 +44,7 @@ from torchrec.distributed.sharding_plan import (
     plan_to_json,
 )
 from torchrec.distributed.types import ShardingPlan
+from torchrec.heap import expect_tensors
 
 SECONDS = 0.25
 ROUNDS = 3  # of which the quickest counts, as where rates are measured: others may run something
@@ -52,7 +53,7 @@ CLOCKS = {"time": time.perf_counter, "processor": time.process_time}
 # Steps, after which messages have all the memory that they ever need: each takes another place once it finds its own
 # not read yet, and has it from then on. Memory that 1024 exchanges have not needed goes back.
 _WARM_UP = 200
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_GIVES_BACK = {-3: 1 << 16, -1: 1 << 17}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h: bytes
 
 
 def plan_of(
@@ -155,7 +156,9 @@ def peak_of_steps(training: Training, steps: int = 6) -> int:
 def peaks(drawn: Drawn, plan: ShardingPlan, small_plan: ShardingPlan, rank: int) -> list[int]:
     """Return the bytes that each rank has most in a step, beside batches and what a process has whatever its tables."""
     # What is freed goes back at once: pages that an allocator keeps are not of the plan.
-    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
+    expect_tensors()  # which kernels ask for, once: what is said here comes later
+    for option, num_bytes in _GIVES_BACK.items():
+        ctypes.CDLL(None).mallopt(option, num_bytes)
     small = Drawn(drawn.number, most_rows=16, batch=16)
     peak_of_steps(Training(small, small_plan, batches_of(small, rank)))
     batches = batches_of(drawn, rank)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from torchrec.heap import expect_tensors
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -109,6 +110,7 @@ def step_ms(
         most: how many at most. Default 400.
         clock: of `time`. Default: what passes.
     """
+    expect_tensors()  # as training does, from its first large look-up on
     step()
     step()
     times: list[float] = []
