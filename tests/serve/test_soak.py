@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc"),
 ]
 
-SECONDS = float(os.environ.get("ROWWISE_SOAK_SECONDS", "300"))
+SECONDS = float(os.environ.get("ROWWISE_SOAK_SECONDS", "60"))
 PREDICT = "/v1/models/models:predict"
 SIZES = (1, 1, 1, 3, 8, 70, 500)
 MODELS = 3
