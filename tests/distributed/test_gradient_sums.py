@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from functools import reduce
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel.distributed import _MixedPrecision
 
 from tests.distributed.ranks import Workers, run
 from torchrec.distributed import gradient_sums
@@ -220,6 +222,58 @@ def without_views():
 
 def test_gradients_that_are_no_parts_of_buckets_are_left_to_pytorch(workers):
     assert workers.run(without_views, 2) == [True, True]
+
+
+def one_after_another():
+    """How many files, threads and bytes of shared memory there are after each model."""
+    found = []
+    for number in range(2):
+        model = Wrapped(layers()).model
+        step_of(model, inputs(dist.get_rank(), number))
+        del model
+        gc.collect()
+        dist.barrier()  # what another rank has not freed counts, too
+        found.append(
+            (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), shared_memory())
+        )
+    return found
+
+
+def shared_memory():
+    with open("/proc/self/status") as file:
+        return next(line for line in file if line.startswith("RssShmem"))
+
+
+def test_models_made_one_after_another_leave_nothing_behind(workers):
+    for first, second in workers.run(one_after_another, 2):
+        assert first == second
+
+
+def joined():
+    model = Wrapped(layers(), DefaultDataParallelWrapper(static_graph=False)).model
+    with pytest.raises(ValueError, match="`divide_by_initial_world_size` should be True where"):
+        model.join(divide_by_initial_world_size=False)
+    rank = dist.get_rank()
+    with model.join():
+        for number in range(1 + rank):
+            found = step_of(model, inputs(rank, number))
+    together = by_hand([inputs(0, 0), inputs(1, 0)])
+    alone = [g / 2 for g in by_hand([inputs(1, 1)])]
+    return alike(found, alone if rank else together)
+
+
+def test_a_rank_without_more_data_is_joined_by_means_over_all(workers):
+    assert workers.run(joined, 2) == [True, True]
+
+
+def in_mixed_precision():
+    options = {"mixed_precision": _MixedPrecision(param_dtype=torch.bfloat16)}
+    model = Wrapped(layers(), DefaultDataParallelWrapper(ddp_kwargs=options)).model
+    return model._hook is None, len(model._comm_hooks)
+
+
+def test_mixed_precision_adds_up_by_its_own_hook(workers):
+    assert workers.run(in_mixed_precision, 2) == [(True, 1)] * 2
 
 
 def left_alone():

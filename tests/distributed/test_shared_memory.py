@@ -236,7 +236,11 @@ def left(how):
     if rank and how == "exit":
         os._exit(3)
     if rank:
-        memory.leave()
+        if how == "leave":
+            memory.leave()
+        else:
+            del memory, first
+            gc.collect()
         return True
     time.sleep(0.2)
     assert first.done_within(LONG)  # what was sent before
@@ -250,8 +254,9 @@ def left(how):
     return time.monotonic() - start < 5
 
 
-def test_a_rank_that_leaves_is_named_and_its_last_message_read():
-    assert run(left, 2, "leave") == [True, True]
+@pytest.mark.parametrize("how", ["leave", "free"])
+def test_a_rank_that_leaves_is_named_and_its_last_message_read(how):
+    assert run(left, 2, how) == [True, True]
 
 
 def test_a_rank_that_ends_is_named(tmp_path):

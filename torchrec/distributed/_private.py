@@ -148,6 +148,9 @@ class PreparedDataParallel(DistributedDataParallel):
         options: of `DistributedDataParallel`.
     """
 
+    # From before it is made: with mixed precision, it registers one of its own meanwhile.
+    _hook: _Hook | None = None
+
     def __init__(
         self,
         module: nn.Module,
@@ -157,7 +160,6 @@ class PreparedDataParallel(DistributedDataParallel):
     ) -> None:
         super().__init__(module, **options)
         self._prepare = prepare
-        self._hook: _Hook | None = None
         if hook is not None and not self._comm_hooks:
             # Once, as PyTorch takes one alone, and keeps it for good: not this module, which would never be freed.
             chosen = self._hook = _Hook(hook)
@@ -175,6 +177,24 @@ class PreparedDataParallel(DistributedDataParallel):
         else:
             self._check_comm_hook(hook)  # type: ignore[no-untyped-call]
             self._hook.call, self._hook.is_given = partial(hook, state), True
+
+    def join_hook(self, **kwargs: Any) -> Any:
+        """See `torch.distributed.algorithms.Joinable`.
+
+        Args:
+            kwargs: ``divide_by_initial_world_size``, whether means are over all ranks. Default True.
+
+        Raises:
+            ValueError: if means are to be over the ranks that have data: a hook is not told how many these are.
+        """
+        adds_up = self._hook is not None and not self._hook.is_given
+        if adds_up and not kwargs.get("divide_by_initial_world_size", True):
+            raise ValueError(
+                "`divide_by_initial_world_size` should be True where gradients are added up by a hook. Received "
+                "False. PyTorch adds them up itself with "
+                "`DefaultDataParallelWrapper(ddp_kwargs={'gradient_as_bucket_view': False})`."
+            )
+        return super().join_hook(**kwargs)  # type: ignore[no-untyped-call]
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """Call the model.

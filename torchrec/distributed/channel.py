@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from time import monotonic, sleep
-from weakref import WeakKeyDictionary, finalize, ref
+from weakref import ReferenceType, WeakKeyDictionary, finalize, ref
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
-from torchrec.distributed.shared_memory import share_memory
+from torchrec.distributed.shared_memory import SharedMemory, share_memory
 from torchrec.distributed.signs_of_life import LifeWatch, Stopped, signs_of_life
 from torchrec.distributed.transport import SwapWork, Work
 from torchrec.ops.routing import new_vector
@@ -74,19 +74,23 @@ class Channel:
 
     Args:
         beside: the group of the program, which all its ranks are in.
+        memory: that they share already: then it has no process group but ``beside``. Default: none.
+        name: of its own among those with one process group. Default: that of the group.
 
     Attributes:
         sent_bytes: to other ranks, in all exchanges so far.
         sent_messages: likewise: one to each other rank in each exchange.
     """
 
-    def __init__(self, beside: dist.ProcessGroup) -> None:
+    def __init__(
+        self, beside: dist.ProcessGroup, memory: SharedMemory | None = None, name: str | None = None
+    ) -> None:
         self.world_size, self.rank = dist.get_world_size(beside), dist.get_rank(beside)
         self._ranks = dist.get_process_group_ranks(beside)
         self._timeout = timeout_of(beside)
         self._patience = min(_PATIENCE, self._timeout / 5)
-        group, self._memory = beside, None
-        if self.world_size > 1:
+        group = beside
+        if self.world_size > 1 and memory is None:
             # Finds out who is gone, which the store that a new group is made by does not.
             all_reduce(torch.zeros(1), "their first exchange", beside)
             group = dist.new_group(
@@ -96,16 +100,34 @@ class Channel:
                 use_local_synchronization=True,
             )
             with lost_ranks_named(group):
-                self._memory = share_memory(group, self._timeout)
+                memory = share_memory(group, self._timeout)
         # Weak: who calls `destroy_process_group()` ends the group's threads only if nobody else holds it.
         # Threads that outlive Python abort the process, and tables are in cycles, which are freed late.
-        self._group = ref(group)
-        if self._memory is not None:
+        self._group, self._memory = ref(group), memory
+        if memory is not None:
             # Not while Python ends, when what it calls is gone: others see then that the process has ended.
-            finalize(group, self._memory.leave).atexit = False
-        self._name, self._exchanges, self._end = group.group_name, 0, ""
+            finalize(group, _leave, ref(memory)).atexit = False
+        self._name, self._exchanges, self._end = name or group.group_name, 0, ""
+        self._num_others = 0
         self.sent_bytes = self.sent_messages = 0
         self._met: dict[tuple[int, ...], int] = {}  # how often some of the ranks have met
+
+    def another(self) -> Channel | None:
+        """Return one more of the same ranks, for exchanges in an order of their own; None: they share no memory.
+
+        All ranks call this. It has memory of its own, for as long as it is in use, and no process group: a program that
+        makes one model after another would keep those of all.
+        """
+        group = self.group
+        if self._memory is None:
+            return None
+        all_reduce(torch.zeros(1), "their first exchange", group)
+        with lost_ranks_named(group):
+            memory = share_memory(group, self._timeout)
+        if memory is None:
+            return None
+        self._num_others += 1
+        return Channel(group, memory, f"{self._name}/another {self._num_others}")
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -350,6 +372,12 @@ class Channel:
             # The store was that of a rank that has ended, or is destroyed: then nobody can say anything, and what
             # the exchange itself has failed by is raised.
             return ""
+
+
+def _leave(memory: ReferenceType[SharedMemory]) -> None:
+    found = memory()
+    if found is not None:
+        found.leave()
 
 
 def _read(store: Store, key: str) -> str:

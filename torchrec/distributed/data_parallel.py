@@ -17,7 +17,7 @@ from torchrec.distributed._private import (
     leave_to_others,
     map_leaves,
 )
-from torchrec.distributed.channel import Channel, channel_of
+from torchrec.distributed.channel import channel_of
 from torchrec.distributed.gradient_sums import Bucket, GradientSums
 from torchrec.distributed.types import Awaitable, ShardedModule, ShardingEnv
 
@@ -107,9 +107,9 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
     def _hook(self, group: dist.ProcessGroup, device: torch.device) -> Hook | None:
         """Return what adds gradients up; None: PyTorch itself."""
         can_share = device.type == "cpu" and self._options["gradient_as_bucket_view"]
-        # Asked first: where memory is not shared, another process group would be of no use.
-        if can_share and channel_of(group).shares_memory:
-            return GradientSums(Channel(group), self._dtype)
+        channel = channel_of(group).another() if can_share else None
+        if channel is not None:
+            return GradientSums(channel, self._dtype)
         return None if self._dtype is None else partial(_added_up, group, self._dtype)
 
 

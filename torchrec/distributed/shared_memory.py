@@ -189,7 +189,7 @@ class SharedMemory:
         self._poll = select.poll()
         for file in processes.values():
             self._poll.register(file, select.POLLIN)
-        finalize(self, _close, list(processes.values())).atexit = False
+        finalize(self, _end, self._segments, rank, list(processes.values())).atexit = False
 
     def _require_own_process(self) -> None:
         if not self._mine.is_own:
@@ -410,7 +410,7 @@ class SharedMemory:
 
     def leave(self) -> None:
         """Tell all others that this rank sends nothing more."""
-        self._mine.write(_CLOSED, 1, self._bells)
+        _leave(self._segments, self._rank)
 
 
 def share_memory(group: dist.ProcessGroup, timeout: timedelta) -> SharedMemory | None:
@@ -494,6 +494,16 @@ def _shared(
         _close(list(processes.values()))
         return None
     return segments, processes
+
+
+def _leave(segments: Sequence[_Segment], rank: int) -> None:
+    bells = [segment.word(_BELL) for r, segment in enumerate(segments) if r != rank]
+    segments[rank].write(_CLOSED, 1, bells)
+
+
+def _end(segments: Sequence[_Segment], rank: int, files: Sequence[int]) -> None:
+    _leave(segments, rank)  # who is still there would wait in vain
+    _close(files)
 
 
 def _close(files: Sequence[int]) -> None:
