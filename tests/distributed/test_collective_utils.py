@@ -59,6 +59,17 @@ def test_all_ranks_raise_what_fails_on_the_leader(workers):
         assert "nothing here" in str(error)
 
 
+def not_picklable(leader):
+    with pytest.raises(RuntimeError, match=f"On rank {leader}: .*local object"):
+        invoke_on_rank_and_broadcast_result(dist.group.WORLD, leader, lambda: lambda: None)
+    return True
+
+
+@pytest.mark.once
+def test_all_ranks_raise_what_cannot_be_pickled_on_the_leader(workers):
+    assert workers.run(not_picklable, 2, 1) == [True, True]
+
+
 def test_without_a_group_there_is_one_rank():
     assert is_leader(None)
     assert is_leader(None, 3)

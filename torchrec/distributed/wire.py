@@ -218,7 +218,9 @@ class Wire:
             rank: which.
             topic: what it is about, in words that are the same on all ranks.
         """
-        sent = pickle.dumps(value) if self.rank == rank else b""
+        return self._share_pickled(pickle.dumps(value) if self.rank == rank else b"", rank, topic)
+
+    def _share_pickled(self, sent: bytes, rank: int, topic: str) -> Any:
         lines = self.begin(topic, [[len(sent)]] * self.world_size, 1).numbers()
         return self._objects(sent, [size for (size,) in lines])[rank]
 
@@ -309,12 +311,12 @@ class Wire:
         """Do something on one rank, while the others wait as in `together`; return on all what came of it.
 
         Args:
-            act: what is done; what it returns is picklable. What fails is raised on all ranks.
+            act: what is done; what it returns is picklable. What fails, pickling too, is raised on all ranks.
             topic: what it is, in words that are the same on all ranks.
             rank: which does it. Default: the first.
         """
-        found = self.together(act if self.rank == rank else lambda: None, topic)
-        result: T = self.share(found, rank, topic)
+        sent = self.together(lambda: pickle.dumps(act()) if self.rank == rank else b"", topic)
+        result: T = self._share_pickled(sent, rank, topic)
         return result
 
     def agree(self, error: Exception | None, topic: str = "what may fail on one of them") -> None:
