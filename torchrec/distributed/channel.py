@@ -146,11 +146,6 @@ class Channel:
             raise RuntimeError(self._end)
         return group
 
-    @property
-    def shares_memory(self) -> bool:
-        """Whether its ranks exchange through memory that they share: all are on one host."""
-        return self._memory is not None
-
     def message(self, size: int, like: Tensor) -> Tensor:
         """Return memory for what this rank sends: whatever is packed there is sent without another copy.
 
