@@ -143,6 +143,37 @@ def test_batches_that_are_collected_are_added_up_once(workers):
     assert workers.run(accumulated, 2) == [True, True]
 
 
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows, self.over = nn.Embedding(9, 3, sparse=True), nn.Linear(3, 2)
+
+    def forward(self, ids):
+        return self.over(self.rows(ids))
+
+
+def of_rows(dtype):
+    rank, found, rtol = dist.get_rank(), [], 1e-5 if dtype is None else 2e-2
+    wrapper = DefaultDataParallelWrapper(allreduce_comm_precision=dtype)
+    model, plain = Wrapped(Sparse(), wrapper).model, Sparse()
+    for step in range(3):
+        ids = [torch.tensor([step, 4, r + 5, 4]) for r in range(2)]
+        grads = step_of(model, ids[rank])
+        plain.zero_grad()
+        (sum(plain(each).square().sum() for each in ids) / 2).backward()
+        found += [
+            (a.is_sparse, torch.allclose(a.to_dense(), b.to_dense(), rtol=rtol, atol=1e-6))
+            for a, b in zip(grads, [p.grad for p in plain.parameters()], strict=True)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16"])
+def test_sparse_gradients_are_means_and_stay_sparse(workers, dtype):
+    assert workers.run(of_rows, 2, dtype) == [[(True, True), (False, True), (False, True)] * 3] * 2
+
+
 class Fails(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):

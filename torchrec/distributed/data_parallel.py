@@ -18,7 +18,7 @@ from torchrec.distributed._private import (
     map_leaves,
 )
 from torchrec.distributed.channel import channel_of
-from torchrec.distributed.gradient_sums import Bucket, GradientSums
+from torchrec.distributed.gradient_sums import Bucket, GradientSums, added_up
 from torchrec.distributed.types import Awaitable, ShardedModule, ShardingEnv
 
 __all__ = ["DataParallelWrapper", "DefaultDataParallelWrapper", "sharded_names"]
@@ -109,16 +109,8 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
         can_share = device.type == "cpu" and self._options["gradient_as_bucket_view"]
         channel = channel_of(group).another() if can_share else None
         if channel is not None:
-            return GradientSums(channel, self._dtype)
-        return None if self._dtype is None else partial(_added_up, group, self._dtype)
-
-
-def _added_up(group: dist.ProcessGroup, dtype: torch.dtype, bucket: Bucket) -> Any:
-    """Add gradients up in another type; PyTorch's own hook for bfloat16 does it on GPUs alone."""
-    buffer = bucket.buffer()
-    narrow = buffer.to(dtype).div_(group.size())
-    work = dist.all_reduce(narrow, group=group, async_op=True)
-    return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
+            return GradientSums(channel, self._dtype, group)
+        return None if self._dtype is None else partial(added_up, group, self._dtype)
 
 
 def _waited(output: Any) -> Any:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
@@ -19,7 +20,7 @@ from torchrec.distributed.channel import Channel
 from torchrec.distributed.transport import Work
 from torchrec.optim.backward_pass import at_end_of_backward_pass, backward_pass_number
 
-__all__ = ["Bucket", "GradientSums"]
+__all__ = ["Bucket", "GradientSums", "added_up"]
 
 
 class Bucket(Protocol):
@@ -37,6 +38,26 @@ class _Pass:
     sent: list[tuple[Tensor, Tensor, Work]] = field(default_factory=list)
 
 
+def added_up(group: dist.ProcessGroup, dtype: torch.dtype | None, bucket: Bucket) -> Future[Tensor]:
+    """Add gradients up through the process group; PyTorch's own hook for bfloat16 does it on GPUs alone.
+
+    Args:
+        group: of the ranks.
+        dtype: in which they are added up; None: their own.
+        bucket: as `DistributedDataParallel` gives it.
+    """
+    buffer = bucket.buffer()
+    share = buffer.to(buffer.dtype if dtype is None else dtype) / group.size()
+    work = dist.all_reduce(share, group=group, async_op=True)
+
+    def result(done: Future[list[Tensor]]) -> Tensor:
+        total = done.value()[0]
+        return total.to(buffer.dtype) if buffer.is_sparse else buffer.copy_(total)
+
+    found: Future[Tensor] = work.get_future().then(result)
+    return found
+
+
 class GradientSums:
     """Adds up the buckets of a `DistributedDataParallel`, as its communication hook.
 
@@ -47,10 +68,13 @@ class GradientSums:
     Args:
         channel: of the ranks, for these gradients alone: when in a pass a bucket is full differs from rank to rank.
         dtype: in which they are added up. Default: their own.
+        group: of the ranks, which adds up sparse gradients: each has a bucket of its own.
     """
 
-    def __init__(self, channel: Channel, dtype: torch.dtype | None) -> None:
-        self._channel, self._dtype = channel, dtype
+    def __init__(
+        self, channel: Channel, dtype: torch.dtype | None, group: dist.ProcessGroup
+    ) -> None:
+        self._channel, self._dtype, self._group = channel, dtype, group
         self._pass = _Pass()
 
     def __call__(self, bucket: Bucket) -> Future[Tensor]:
@@ -60,6 +84,8 @@ class GradientSums:
             bucket: as `DistributedDataParallel` gives it.
         """
         buffer, number, ranks = bucket.buffer(), backward_pass_number(), self._channel.world_size
+        if buffer.is_sparse:
+            return added_up(self._group, self._dtype, bucket)
         if self._dtype is None:
             share = self._channel.message(len(buffer), buffer)
             torch.mul(buffer, 1 / ranks, out=share)  # as PyTorch does without a hook
