@@ -60,12 +60,14 @@ def test_phases_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.03 <= watched["lookup"] < 0.2
     assert 0.04 <= watched["dense"] < 0.2
     assert watched["reading"] == watched["optimizer"] == 0.0
+    began = time.perf_counter()
     for _ in range(2):  # no hooks: shared as in the last step that was watched
         with timer.step(model):
             step()
+    spent = (time.perf_counter() - began) / 2.0
     rest = timer.fractions(2.0)
     assert rest["lookup"] / rest["dense"] == pytest.approx(watched["lookup"] / watched["dense"])
-    assert rest["lookup"] + rest["dense"] == pytest.approx(0.07, rel=0.5)
+    assert 0.06 <= rest["lookup"] + rest["dense"] <= spent
     assert set(timer.fractions(1.0).values()) == {0.0}
 
 
