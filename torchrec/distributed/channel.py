@@ -16,7 +16,6 @@ from weakref import ReferenceType, WeakKeyDictionary, finalize, ref
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
 
 from torchrec.distributed.shared_memory import SharedMemory, share_memory
 from torchrec.distributed.signs_of_life import LifeWatch, Stopped, signs_of_life
@@ -30,6 +29,7 @@ from torchrec.process_groups.lost_ranks import (
     named,
     ranks_in_words,
 )
+from torchrec.process_groups.notes import decide, decided, left_out, note_of, out_of_order, read
 
 __all__ = ["Channel", "channel_of", "use_channel"]
 
@@ -211,7 +211,7 @@ class Channel:
             if not work.done_within(self._patience):
                 self._wait_long(work, doing)
         except RuntimeError as error:
-            self._end = self._end or self._verdict()
+            self._end = self._end or decided(self._name)
             if self._end:
                 raise RuntimeError(self._end) from error
             raise named(error, self.group) from error
@@ -224,7 +224,7 @@ class Channel:
         # Before gloo gives up, which closes all connections, so that nobody knows any more who was missing.
         end = monotonic() + (0.9 * self._timeout - 2 * self._patience).total_seconds()
         while not work.done_within(self._patience / 4):
-            self._end = self._verdict()
+            self._end = decided(self._name)
             # Who has begun to wait just now has said so a little later.
             if not self._end and monotonic() > end and not work.done_within(self._patience):
                 missing = [r for r in range(len(waits)) if not store.check([waits[r]])]
@@ -291,8 +291,8 @@ class Channel:
         store, now = default_store(), monotonic()
         missing = [rank for rank, key in keys.items() if not store.check([key])]
         holding_up = self._without_waiting(missing)
-        stopped = watch.stopped({rank: _read(store, self._life(rank)) for rank in holding_up}, now)
-        self._end = self._verdict() or self._elsewhere(missing, doing)
+        stopped = watch.stopped({rank: read(store, self._life(rank)) for rank in holding_up}, now)
+        self._end = decided(self._name) or self._elsewhere(missing, doing)
         if not self._end and stopped is not None:
             self._end = self._give_up(stopped, doing)
         if self._end:
@@ -311,10 +311,8 @@ class Channel:
         for rank in missing:
             key = f"{self._name}/{self._exchanges + 1}/{rank}"
             if store.check([key]):
-                return self._decide(
-                    "All ranks should do the same in the same order. "
-                    f"Received {doing} on rank {self.rank}, {store.get(key).decode()} on rank {rank}."
-                )
+                elsewhere = store.get(key).decode()
+                return decide(self._name, out_of_order(doing, self.rank, elsewhere, rank))
         return ""
 
     def _without_waiting(self, missing: Sequence[int]) -> list[int]:
@@ -327,7 +325,7 @@ class Channel:
 
     def _anywhere(self, rank: int) -> str:
         """Return what a rank of this group says that it waits by, in whichever exchange it is."""
-        return f"waits/{self._ranks[rank]}"
+        return note_of(self._ranks[rank])
 
     def _key(self, rank: int) -> str:
         return f"{self._name}/{self._exchanges}/{rank}"
@@ -337,7 +335,6 @@ class Channel:
 
     def _give_up(self, stopped: Stopped, doing: str) -> str:
         """Return what all ranks are to say; the first that gives up decides."""
-        seconds = f"{self._timeout.total_seconds():g} s"
         who = ranks_in_words(stopped.ranks)
         if not stopped.doing:
             received = f"nothing from {who}: it has stopped, or has left out what others do"
@@ -350,30 +347,10 @@ class Channel:
             received = (
                 f"no sign of life from {who} in the middle of {stopped.doing}: it has stopped"
             )
-        return self._decide(
-            f"All ranks should take part in {doing} within {seconds}, the `timeout` of their process group. "
-            f"Received {received}."
-        )
-
-    def _decide(self, text: str) -> str:
-        decided: bytes = default_store().compare_set(f"{self._name}/end", "", text)
-        return decided.decode()
-
-    def _verdict(self) -> str:
-        """Return what the rank that has given up says; nothing, if none has."""
-        try:
-            return _read(default_store(), f"{self._name}/end")
-        except (RuntimeError, ValueError):
-            # The store was that of a rank that has ended, or is destroyed: then nobody can say anything, and what
-            # the exchange itself has failed by is raised.
-            return ""
+        return decide(self._name, left_out(doing, self._timeout, received))
 
 
 def _leave(memory: ReferenceType[SharedMemory]) -> None:
     found = memory()
     if found is not None:
         found.leave()
-
-
-def _read(store: Store, key: str) -> str:
-    return store.get(key).decode() if store.check([key]) else ""

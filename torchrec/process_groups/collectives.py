@@ -17,6 +17,14 @@ from torch.distributed.distributed_c10d import Store
 
 from torchrec.process_groups._private import default_store, is_gloo, timeout_of
 from torchrec.process_groups.lost_ranks import lost_ranks_named, ranks_in_words
+from torchrec.process_groups.notes import (
+    decide,
+    decided,
+    left_out,
+    note_of,
+    out_of_order,
+    read,
+)
 
 __all__ = ["all_gather", "all_reduce", "broadcast", "done_within", "wait_for"]
 
@@ -116,7 +124,8 @@ def wait_for(work: dist.Work | None, tensor: Tensor, doing: str, group: dist.Pro
             if not done_within(work, patience):
                 said = _wait_long(work, doing, group, timeout, patience)
     except RuntimeError as error:
-        said = _said(group)  # by who has given up, which closes the connections of the others
+        # By who has given up, which closes the connections of the others.
+        said = decided(group.group_name)
         if not said:
             raise
         raise RuntimeError(said) from error
@@ -133,19 +142,19 @@ def _wait_long(
 ) -> str:
     """Wait, and let others know where; return what all ranks are to say if one does not come, else nothing."""
     store, rank = default_store(), dist.get_rank(group)
-    notes = [f"waits/{each}" for each in dist.get_process_group_ranks(group)]
+    notes = [note_of(each) for each in dist.get_process_group_ranks(group)]
     # Before gloo gives up, which closes all connections: nobody could ask any more who was missing.
     end = monotonic() + (0.9 * timeout - 2 * patience).total_seconds()
     while not done_within(work, patience / 4):
         # Another thread of this process may wait as well: its note does, and is its own to take away.
         store.compare_set(notes[rank], "", doing)
-        said = _said(group)
+        said = decided(group.group_name)
         # Who has begun to wait just now leaves a note a little later.
         if not said and monotonic() > end and not done_within(work, patience):
             said = _give_up(store, notes, rank, doing, group)
         if said:
             return said
-    if _read(store, notes[rank]) == doing:
+    if read(store, notes[rank]) == doing:
         store.delete_key(notes[rank])
     return ""
 
@@ -154,38 +163,17 @@ def _give_up(
     store: Store, notes: Sequence[str], rank: int, doing: str, group: dist.ProcessGroup
 ) -> str:
     """Return what all ranks are to say, which the first that gives up decides; nothing, if all wait by the same."""
-    waits = {each: _read(store, note) for each, note in enumerate(notes) if each != rank}
+    waits = {each: read(store, note) for each, note in enumerate(notes) if each != rank}
     missing = [each for each, where in waits.items() if not where]
     elsewhere = [each for each, where in waits.items() if where != doing]
     if missing:
-        text = (
-            f"All ranks should take part in {doing} within {timeout_of(group).total_seconds():g} s, the `timeout` of "
-            f"their process group. Received nothing from {ranks_in_words(missing)}: it has stopped, or has left out "
-            "what others do."
-        )
+        stopped = f"{ranks_in_words(missing)}: it has stopped, or has left out what others do"
+        text = left_out(doing, timeout_of(group), f"nothing from {stopped}")
     elif elsewhere:
-        text = (
-            f"All ranks should do the same in the same order. Received {doing} on rank {rank}, "
-            f"{waits[elsewhere[0]]} on rank {elsewhere[0]}."
-        )
+        text = out_of_order(doing, rank, waits[elsewhere[0]], elsewhere[0])
     else:
         return ""
-    return store.compare_set(f"{group.group_name}/end", "", text).decode()
-
-
-def _said(group: dist.ProcessGroup) -> str:
-    """Return what the rank that has given up says; nothing, if none has."""
-    try:
-        return _read(default_store(), f"{group.group_name}/end")
-    except (
-        RuntimeError,
-        ValueError,
-    ):  # the store was that of a rank that has ended, or is destroyed
-        return ""
-
-
-def _read(store: Store, key: str) -> str:
-    return store.get(key).decode() if store.check([key]) else ""
+    return decide(group.group_name, text)
 
 
 def done_within(work: dist.Work, time: timedelta) -> bool:
