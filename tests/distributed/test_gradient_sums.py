@@ -255,10 +255,13 @@ def test_gradients_that_are_no_parts_of_buckets_are_left_to_pytorch(workers):
     assert workers.run(without_views, 2) == [True, True]
 
 
+MANY = 5
+
+
 def one_after_another():
-    """How many files, threads and bytes of shared memory there are after each model."""
+    """How many files, threads and kB of shared memory there are after each model."""
     found = []
-    for number in range(2):
+    for number in range(MANY):
         model = Wrapped(layers()).model
         step_of(model, inputs(dist.get_rank(), number))
         del model
@@ -272,12 +275,15 @@ def one_after_another():
 
 def shared_memory():
     with open("/proc/self/status") as file:
-        return next(line for line in file if line.startswith("RssShmem"))
+        return next(int(line.split()[1]) for line in file if line.startswith("RssShmem"))
 
 
 def test_models_made_one_after_another_leave_nothing_behind(workers):
-    for first, second in workers.run(one_after_another, 2):
-        assert first == second
+    # The process has other threads, which open and close files of their own: one file more or less is not
+    # the models'. What they leave grows with each of them.
+    for found in workers.run(one_after_another, 2):
+        grown = [last - first for first, last in zip(found[0], found[-1], strict=True)]
+        assert max(grown) < MANY - 1, found
 
 
 def joined():
