@@ -1,9 +1,11 @@
-"""Gradients of layers that every rank has a copy of, added up in memory that ranks share, beside adding up by hand."""
+"""Gradients of layers that every rank has a copy of, added up by each way there is, beside adding up by hand."""
 
 from __future__ import annotations
 
 import gc
 import os
+import time
+from datetime import timedelta
 from functools import reduce
 
 import pytest
@@ -15,6 +17,7 @@ from torch.nn.parallel.distributed import _MixedPrecision
 from tests.distributed.ranks import Workers, run
 from torchrec.distributed import gradient_sums
 from torchrec.distributed._private import PreparedDataParallel
+from torchrec.distributed.channel import channel_of
 from torchrec.distributed.data_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.shared_memory import ENVIRONMENT_VARIABLE
 from torchrec.distributed.types import ShardingEnv
@@ -35,9 +38,9 @@ def workers():
 class Wrapped:
     """What a wrapper is given, and what it makes of it."""
 
-    def __init__(self, module, wrapper=None):
+    def __init__(self, module, wrapper=None, group=None):
         self._dmp_wrapped_module = module
-        env = ShardingEnv.from_process_group(dist.group.WORLD)
+        env = ShardingEnv.from_process_group(group or dist.group.WORLD)
         (wrapper or DefaultDataParallelWrapper()).wrap(self, env, torch.device("cpu"))
         self.model = self._dmp_wrapped_module
 
@@ -113,7 +116,7 @@ def through_sockets(value):
     os.environ[ENVIRONMENT_VARIABLE] = value
     wrapped = Wrapped(layers()).model
     found = [[g.clone() for g in step_of(wrapped, inputs(dist.get_rank(), n))] for n in range(3)]
-    return wrapped._hook is not None, found
+    return channel_of(dist.group.WORLD).another() is not None, found
 
 
 def test_sockets_give_the_same_gradients_of_two_ranks():
@@ -122,6 +125,54 @@ def test_sockets_give_the_same_gradients_of_two_ranks():
     assert not other[0]
     for a, b in zip(one[1], other[1], strict=True):
         assert alike(a, b)
+
+
+def by_sockets(act, *args):
+    os.environ[ENVIRONMENT_VARIABLE] = "0"
+    return act(*args)
+
+
+@pytest.mark.parametrize(
+    ("act", "args"),
+    [
+        pytest.param("means_without_memory", ({"bucket_cap_mb": 1}, None), id="several buckets"),
+        pytest.param(
+            "means_without_memory",
+            ({"allreduce_comm_precision": "bf16"}, torch.bfloat16),
+            id="in bfloat16",
+        ),
+        pytest.param("accumulated", (), id="collected batches"),
+        pytest.param("joined", (), id="joined"),
+    ],
+)
+def test_what_memory_does_sockets_do(act, args):
+    assert run(by_sockets, 2, globals()[act], *args) == [True, True]
+
+
+def means_without_memory(options, dtype):
+    return all(added_up(options, dtype))
+
+
+def stops_between_hosts():
+    """Train on two ranks without shared memory, the second of which stops after a step."""
+    os.environ[ENVIRONMENT_VARIABLE] = "0"
+    group = dist.new_group(timeout=timedelta(seconds=3))
+    model = Wrapped(layers(), group=group).model
+    step_of(model, inputs(dist.get_rank(), 0))
+    if dist.get_rank() == 1:
+        time.sleep(5)
+    step_of(model, inputs(dist.get_rank(), 1))
+
+
+@pytest.mark.slow
+def test_a_rank_that_stops_is_named_between_hosts():
+    error, other = run(stops_between_hosts, 2)
+    assert isinstance(error, RuntimeError)
+    assert str(error) == (
+        "All ranks should take part in adding up the gradients of layers within 3 s, the `timeout` of their process "
+        "group. Received nothing from rank 1: it has stopped, or has left out what others do."
+    )
+    assert str(error) == str(other)  # which goes on, and is told why nobody else does
 
 
 def accumulated():

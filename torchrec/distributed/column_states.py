@@ -67,6 +67,7 @@ def whole_on_holders(value: ShardedTensor, wire: Wire) -> Tensor:
     holders = sorted({rank for rank, _ in map(placement_of, known) if rank is not None})
     whole = torch.zeros(value.shape, dtype=value.dtype)
     works = []
+    wire.meet(holders, "bringing together the numbers of rows whose columns lie apart")
     with lost_ranks_named(wire.group) as group:
         for each in known:
             there = placement_of(each)[0]

@@ -106,10 +106,8 @@ class DefaultDataParallelWrapper(DataParallelWrapper):
 
     def _hook(self, group: dist.ProcessGroup, device: torch.device) -> Hook | None:
         """Return what adds gradients up; None: PyTorch itself."""
-        can_share = device.type == "cpu" and self._options["gradient_as_bucket_view"]
-        channel = channel_of(group).another() if can_share else None
-        if channel is not None:
-            return GradientSums(channel, self._dtype, group)
+        if device.type == "cpu" and self._options["gradient_as_bucket_view"]:
+            return GradientSums(group, channel_of(group).another(), self._dtype)
         return None if self._dtype is None else partial(added_up, group, self._dtype)
 
 

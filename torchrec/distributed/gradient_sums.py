@@ -1,12 +1,14 @@
-"""Gradients of layers that every rank has a copy of, added up over the ranks of one host.
+"""Gradients of layers that every rank has a copy of, added up over ranks.
 
 Gloo adds up through sockets: a gradient is copied four times more, by threads that want the processor for which the
-backward pass waits. Here each rank writes what it has where the others read it, and all add up the same numbers in the
-same order, so that copies stay alike to the last bit.
+backward pass waits. On one host, each rank writes what it has where the others read it instead, and all add up the same
+numbers in the same order, so that copies stay alike to the last bit. Between hosts gloo does it, and a rank that does
+not come is named, which `DistributedDataParallel` by itself leaves to gloo's timeout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -17,10 +19,13 @@ from torch import Tensor
 from torch.futures import Future
 
 from torchrec.distributed.channel import Channel
-from torchrec.distributed.transport import Work
 from torchrec.optim.backward_pass import at_end_of_backward_pass, backward_pass_number
+from torchrec.process_groups import wait_for
+from torchrec.process_groups.lost_ranks import lost_ranks_named
 
 __all__ = ["Bucket", "GradientSums", "added_up"]
+
+_DOING = "adding up the gradients of layers"  # for errors
 
 
 class Bucket(Protocol):
@@ -32,10 +37,10 @@ class Bucket(Protocol):
 
 @dataclass
 class _Pass:
-    """What one backward pass has sent: the buckets, this rank's share of each, and the exchanges."""
+    """One backward pass, and what is to be called at its end: each waits for the sum of a bucket, and writes it there."""
 
     number: int = -1
-    sent: list[tuple[Tensor, Tensor, Work]] = field(default_factory=list)
+    ends: list[Callable[[], None]] = field(default_factory=list)
 
 
 def added_up(group: dist.ProcessGroup, dtype: torch.dtype | None, bucket: Bucket) -> Future[Tensor]:
@@ -61,20 +66,26 @@ def added_up(group: dist.ProcessGroup, dtype: torch.dtype | None, bucket: Bucket
 class GradientSums:
     """Adds up the buckets of a `DistributedDataParallel`, as its communication hook.
 
-    A bucket is sent when it is full, and added up where the backward pass ends: nobody waits in the middle of it, where
+    A bucket is sent when it is full, and waited for where the backward pass ends: nobody waits in the middle of it, where
     another rank may be waiting for something else. The bucket is returned as it is, and written to at the end. So it
     has to be what the gradients are parts of (``gradient_as_bucket_view=True``).
 
     Args:
-        channel: of the ranks, for these gradients alone: when in a pass a bucket is full differs from rank to rank.
+        group: of the ranks. Sparse gradients, each of which has a bucket of its own, always go through it.
+        channel: of the same ranks, by memory that they share, and for these gradients alone: when in a pass a bucket is
+            full differs from rank to rank. None: they share none, and all gradients go through the group.
         dtype: in which they are added up. Default: their own.
-        group: of the ranks, which adds up sparse gradients: each has a bucket of its own.
     """
 
     def __init__(
-        self, channel: Channel, dtype: torch.dtype | None, group: dist.ProcessGroup
+        self, group: dist.ProcessGroup, channel: Channel | None, dtype: torch.dtype | None
     ) -> None:
-        self._channel, self._dtype, self._group = channel, dtype, group
+        self._group, self._dtype = group, dtype
+        self._start: Callable[[Tensor], Callable[[], None]]
+        if channel is None:
+            self._start = partial(_start_by_group, group, dtype)
+        else:
+            self._start = partial(_start_by_memory, channel, dtype)
         self._pass = _Pass()
 
     def __call__(self, bucket: Bucket) -> Future[Tensor]:
@@ -83,39 +94,67 @@ class GradientSums:
         Args:
             bucket: as `DistributedDataParallel` gives it.
         """
-        buffer, number, ranks = bucket.buffer(), backward_pass_number(), self._channel.world_size
+        buffer, number = bucket.buffer(), backward_pass_number()
         if buffer.is_sparse:
             return added_up(self._group, self._dtype, bucket)
-        if self._dtype is None:
-            share = self._channel.message(len(buffer), buffer)
-            torch.mul(buffer, 1 / ranks, out=share)  # as PyTorch does without a hook
-        else:
-            narrow = buffer.to(self._dtype)
-            share = self._channel.message(len(buffer), narrow)
-            torch.div(narrow, ranks, out=share)  # and with its own
-        sent = buffer, share, self._channel.start_all_gather(share)
+        end = self._start(buffer)
         if number < 0:  # `DistributedDataParallel.join`: for a rank that has no more data
-            self._finish(_Pass(sent=[sent]))
+            end()
         else:
             if self._pass.number != number:  # one that has failed is forgotten
                 self._pass = _Pass(number)
-                at_end_of_backward_pass(partial(self._finish, self._pass))
-            self._pass.sent.append(sent)
+                at_end_of_backward_pass(partial(self._end, self._pass))
+            self._pass.ends.append(end)
         done: Future[Tensor] = Future()
         done.set_result(buffer)
         return done
 
-    @torch.no_grad()
-    def _finish(self, of_pass: _Pass) -> None:
-        """Add up what all ranks have sent."""
-        rank, self._pass = self._channel.rank, _Pass()
-        for buffer, share, work in of_pass.sent:
-            self._channel.wait(work, "adding up the gradients of layers")
-            parts = work.parts()
-            parts[rank] = share
-            total = buffer if self._dtype is None else torch.empty_like(share)
-            torch.add(parts[0], parts[1], out=total)
-            for part in parts[2:]:
-                total.add_(part)
-            if total is not buffer:
-                buffer.copy_(total)
+    def _end(self, of_pass: _Pass) -> None:
+        self._pass = _Pass()
+        with torch.no_grad():
+            for end in of_pass.ends:
+                end()
+
+
+def _start_by_memory(
+    channel: Channel, dtype: torch.dtype | None, buffer: Tensor
+) -> Callable[[], None]:
+    """Send a bucket through memory that ranks share; return what waits for theirs, and writes the mean into it."""
+    if dtype is None:
+        share = channel.message(len(buffer), buffer)
+        torch.mul(buffer, 1 / channel.world_size, out=share)  # as PyTorch does without a hook
+    else:
+        narrow = buffer.to(dtype)
+        share = channel.message(len(buffer), narrow)
+        torch.div(narrow, channel.world_size, out=share)  # and with its own
+    work = channel.start_all_gather(share)
+
+    def end() -> None:
+        channel.wait(work, _DOING)
+        parts = work.parts()
+        parts[channel.rank] = share
+        total = buffer if dtype is None else torch.empty_like(share)
+        torch.add(parts[0], parts[1], out=total)
+        for part in parts[2:]:
+            total.add_(part)
+        if total is not buffer:
+            buffer.copy_(total)
+
+    return end
+
+
+def _start_by_group(
+    group: dist.ProcessGroup, dtype: torch.dtype | None, buffer: Tensor
+) -> Callable[[], None]:
+    """Send a bucket through a process group; return what waits for the mean, and has it in the bucket."""
+    ranks = group.size()
+    share = buffer.mul_(1 / ranks) if dtype is None else buffer.to(dtype).div_(ranks)
+    with lost_ranks_named(group):
+        work = dist.all_reduce(share, group=group, async_op=True)
+
+    def end() -> None:
+        wait_for(work, share, _DOING, group)
+        if share is not buffer:
+            buffer.copy_(share)
+
+    return end
