@@ -52,8 +52,8 @@ RATES = Calibration(
         for row_ns in ((1 + state.a_weight) * columns * rows / 1000,)
     ),
     exchanges=(
-        ExchangeRate(2, 1.5, 2.0, 0.0, 0.5, 0.25, 2.0, 6.0, 1.0, 1.25, 0.125, 0.25, 3.0, 0.5),
-        ExchangeRate(4, 2.0, 7.75, 0.25, 1.0, 0.75, 4.0, 8.0, 1.5, 1.75, 0.25, 0.5, 5.0, 0.75),
+        ExchangeRate(2, 1.5, 2.0, 0.0, 0.5, 0.25, 2.0, 6.0, 4.0, 1.0, 1.25, 0.125, 0.25, 3.0, 0.5),
+        ExchangeRate(4, 2.0, 7.75, 0.25, 1.0, 0.75, 4.0, 8.0, 5.0, 1.5, 1.75, 0.25, 0.5, 5.0, 0.75),
     ),
 )
 
@@ -102,6 +102,8 @@ def test_rates_by_hand():
     assert RATES.pooling_ms(1e6, 1e3, 2) == 1.0
     assert [RATES.ids_ms(1e6, 0, 8, w) for w in (1, 2, 4)] == [0.0, 12.0, 32.0]
     assert RATES.ids_ms(1e6, 1e6, 12, 2) == 24.0  # with weights, and lengths of bags
+    assert [RATES.ids_ms(1e6, 0, 8, w, apart=True) for w in (1, 2, 4)] == [0.0, 20.0, 52.0]
+    assert RATES.ids_ms(1e6, 1e6, 12, 2, apart=True) == 32.0
     assert [RATES.squares_ms(1e6, w) for w in (1, 2, 4)] == [0.0, 3.0, 5.0]
     assert RATES.gather_ms(1e6) == 0.75
     assert [RATES.slowdown(w) for w in (1, 2, 3, 4, 64)] == [1.0, 1.5, 2.0, 2.0, 2.0]
@@ -304,9 +306,18 @@ def test_rates_are_found_from_steps(world_size):
         return rate.step_ms + parts * tables * rate.part_ms + (ids + sent) / 1e6
 
     def apart(shape):
-        pooled = shape[0] * tables * 128 * rate.rows_ns_a_number / 1e6
+        """Ids are sorted, their lengths are not sent, and rows are pooled."""
+        ids = shape[0] * tables
+        ns = 128 * rate.rows_ns_a_number + rate.apart_ns_an_id - rate.ns_an_id / 2
         more = (world_size - 1) * tables * rate.part_ms
-        return exchange(shape, 128) + rate.rows_step_ms + pooled + more
+        return exchange(shape, 128) + rate.rows_step_ms + ids * ns / 1e6 + more
+
+    def long(batch):
+        """Every rank has bags of every table."""
+        ids, lengths = batch * tables * 20, batch * tables * world_size / 2
+        ns = ids * (rate.ns_an_id + rate.apart_ns_an_id) + lengths * rate.ns_an_id
+        sums = 2 * 4 * batch * tables * 8 * (world_size - 1) * rate.ns_a_byte
+        return 4 + (ns + sums) / 1e6
 
     def squares(shape):
         ids = 2 * shape[0] * tables * rate.squares_ns_an_id / 1e6
@@ -328,6 +339,8 @@ def test_rates_are_found_from_steps(world_size):
         "wide here": [2, 6],
         "wide": [2 + exchange(small, 128), 6 + exchange(large, 128)],
         "rows": [2 + apart(small), 6 + apart(large)],
+        "long sums here": [5, 8],
+        "long sums": [5 + long(32), 8 + long(512)],
         "columns here": [3, 9],
         "columns": [3 + squares(small), 9 + squares(large)],
         "mixed": [7 + gathered(32), 70 + gathered(512)],

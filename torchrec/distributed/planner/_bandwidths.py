@@ -194,7 +194,9 @@ class Rates(Protocol):
             world_size: how many ranks take part.
         """
 
-    def ids_ms(self, ids: float, bags: float, id_bytes: float, world_size: int) -> float:
+    def ids_ms(
+        self, ids: float, bags: float, id_bytes: float, world_size: int, apart: bool = False
+    ) -> float:
         """Return the time in which ids are brought to the ranks of their rows.
 
         Args:
@@ -202,6 +204,7 @@ class Rates(Protocol):
             bags: lengths of bags that go with them.
             id_bytes: of an id, with its weight.
             world_size: how many ranks ask.
+            apart: whether rows of a table lie on several ranks, so that its ids are sorted one by one. Default False.
         """
 
     def squares_ms(self, ids: float, world_size: int) -> float:

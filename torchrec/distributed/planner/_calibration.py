@@ -17,7 +17,7 @@ from torchrec.distributed.planner._bandwidths import (
 
 __all__ = ["Calibration", "ExchangeRate", "LookupRate", "UpdateRate", "between"]
 
-_VERSION = 4
+_VERSION = 5
 _ID_BYTES = 8.0  # of an id without a weight
 # The least that numbers can be; the others can be 0.
 _LEAST = {"tables": 1, "columns": 1, "ids": 1, "rows": 1, "world_size": 2}
@@ -88,7 +88,8 @@ class ExchangeRate:
         rows_step_ms: more, where rows of some table lie apart.
         squares_step_ms: more, where ranks add up squares of rows whose columns lie apart.
         ns_a_byte: of vectors and gradients that a rank sends, with packing them.
-        ns_an_id: of ids that a rank asks for, which are given rows, sorted by ranks, sent and taken in.
+        ns_an_id: of ids that a rank asks for, which are given rows, sent and taken in.
+        apart_ns_an_id: more, where rows of the table lie apart: such ids are sorted by ranks one by one.
         reduce_ns_a_byte: of gradients of another rank that are added up, with copying one's own for the others.
         layers_slowdown: how many times longer layers take where as many ranks are at it together on one host.
         layers_step_ms: more of a step of layers, whose gradients are added up.
@@ -105,6 +106,7 @@ class ExchangeRate:
     squares_step_ms: float
     ns_a_byte: float
     ns_an_id: float
+    apart_ns_an_id: float
     reduce_ns_a_byte: float
     layers_slowdown: float
     layers_step_ms: float
@@ -231,12 +233,15 @@ class Calibration:
         ns = rate.reduce_ns_a_byte if is_sum else rate.ns_a_byte
         return (world_size - 1) * num_bytes * ns / 1e6
 
-    def ids_ms(self, ids: float, bags: float, id_bytes: float, world_size: int) -> float:
+    def ids_ms(
+        self, ids: float, bags: float, id_bytes: float, world_size: int, apart: bool = False
+    ) -> float:
         """As measured for ids without weights; a length of a bag counts for half of one."""
         if world_size < 2 or not self.exchanges:
             return 0.0
-        sent = ids * id_bytes / _ID_BYTES + bags / 2
-        return world_size * sent * self._nearest(world_size).ns_an_id / 1e6
+        rate = self._nearest(world_size)
+        ns = (ids * id_bytes / _ID_BYTES + bags / 2) * rate.ns_an_id
+        return world_size * (ns + (ids * rate.apart_ns_an_id if apart else 0.0)) / 1e6
 
     def squares_ms(self, ids: float, world_size: int) -> float:
         """As measured."""

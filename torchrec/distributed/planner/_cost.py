@@ -113,7 +113,8 @@ def perf_of(work: Work, rows: int, columns: int, rates: Rates) -> Perf:
     def exchange(num_bytes: float) -> float:
         return rates.exchange_ms(CollectiveType.ALL_TO_ALL, num_bytes, everyone)
 
-    asked = rates.ids_ms(ids, 0.0 if work.sends_rows else work.bags, work.id_bytes, everyone)
+    lengths = 0.0 if work.sends_rows else work.bags
+    asked = rates.ids_ms(ids, lengths, work.id_bytes, everyone, by_rows and work.bands > 1)
     sent = exchange(numbers * work.forward_bytes)
     returned = 0.0 if work.is_inference else exchange(numbers * work.backward_bytes)
     if rates.takes_alike:

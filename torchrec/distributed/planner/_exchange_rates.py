@@ -94,8 +94,20 @@ def rate_of(found: Mapping[str, Sequence[float]], world_size: int) -> ExchangeRa
     narrow, wide = _beside(found, "narrow"), _beside(found, "wide")
     an_id, a_byte = _id_and_byte(_more(narrow), _more(wide), world_size)
     ids, num_bytes = _ids(_SMALL, features), _bytes(_SMALL, features * _NARROW, world_size)
+    # Bags of every table, which lies on all ranks: each of these is sent its lengths, and sends back its sums.
+    few_long, many_long = _long(world_size)
+    lengths = features * (many_long[0] - few_long[0]) * world_size / 2
+    long_ids = features * (many_long[0] - few_long[0]) * many_long[1]
+    sums = world_size * (
+        _bytes(many_long, features * _NARROW, world_size)
+        - _bytes(few_long, features * _NARROW, world_size)
+    )
+    sorted_ms = _more(_beside(found, "long sums")) - (long_ids + lengths) * an_id - sums * a_byte
+    apart = max(sorted_ms, 0.0) / long_ids
+    # A sample's: ids of one a bag, whose lengths need not be sent, and rows.
     rows, whole = found["rows"], found["wide"]
-    by_rows = max(_more(rows) - _more(whole), 0.0) / (_LARGE[0] - _SMALL[0])
+    by_rows = (_more(rows) - _more(whole)) / (_LARGE[0] - _SMALL[0])
+    by_rows = max(by_rows - features * (apart - an_id / 2), 0.0)
     # Each id is asked of two ranks, which send as many bytes together.
     columns = [
         took
@@ -117,12 +129,17 @@ def rate_of(found: Mapping[str, Sequence[float]], world_size: int) -> ExchangeRa
         step_ms=max(step, 0.0),
         part_ms=part,
         rows_step_ms=max(
-            rows[0] - whole[0] - _SMALL[0] * by_rows - (world_size - 1) * features * part, 0.0
+            rows[0]
+            - whole[0]
+            - _SMALL[0] * (by_rows + features * (apart - an_id / 2))
+            - (world_size - 1) * features * part,
+            0.0,
         ),
         # Each table has two parts.
         squares_step_ms=max(columns[0] - _SMALL[0] * by_columns - step - 2 * features * part, 0.0),
         ns_a_byte=a_byte * 1e6,
         ns_an_id=an_id * 1e6,
+        apart_ns_an_id=apart * 1e6,
         reduce_ns_a_byte=max(_more(found["reduced"]) - of_layers, 0.0) * 1e6 / reduced,
         layers_slowdown=max(found["layers"][0] / found["layers alone"][0], 1.0),
         layers_step_ms=max(of_layers, 0.0),
@@ -140,6 +157,12 @@ def _features(world_size: int) -> int:
 def _beside(found: Mapping[str, Sequence[float]], name: str) -> list[float]:
     """Return what steps take beside their look-ups."""
     return [a - b for a, b in zip(found[name], found[f"{name} here"], strict=True)]
+
+
+def _long(world_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return few samples and more, of long bags of which each rank has as many ids."""
+    bag = world_size * max(1, _LONG // world_size)
+    return (_FEW, bag), (_MEDIUM, bag)
 
 
 def _more(times: Sequence[float]) -> float:
@@ -221,7 +244,7 @@ def _steps(rank: int, world_size: int) -> dict[str, _Steps]:
     """Return what ranks do together, with batches of two sizes.
 
     "here": what each looks up without any exchange, where each has as many tables, or the halves of twice as many.
-    "narrow", "wide": each has as many tables; "columns", "rows": as many columns or rows. "mixed": of rows, some bags
+    "narrow", "wide": each has as many tables; "columns", "rows", "long sums": as many columns or rows. "mixed": of rows, some bags
     have one id and some many; "single" and "long" are these by themselves.
     """
     features = _features(world_size)
@@ -272,6 +295,10 @@ def _steps(rank: int, world_size: int) -> dict[str, _Steps]:
         "wide here": here(mine, _WIDE, _SMALL, _LARGE),
         "wide": sharded(_WIDE, whole, *given(_SMALL, _LARGE)),
         "rows": sharded(_WIDE, by_rows, *given(_SMALL, _LARGE)),
+        "long sums here": here(
+            features, _NARROW, *((batch, bag // world_size) for batch, bag in _long(world_size))
+        ),
+        "long sums": sharded(_NARROW, by_rows, *given(*_long(world_size))),
         "columns here": here(2 * mine, _USUAL // 2, _SMALL, _LARGE),
         "columns": sharded(_USUAL, by_columns, *given(_SMALL, _LARGE)),
         "mixed": mixed([1] * half + [_LONG] * half),

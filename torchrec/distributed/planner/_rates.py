@@ -105,7 +105,9 @@ class BandwidthRates:
             time += far * num_bytes / bandwidth
         return time
 
-    def ids_ms(self, ids: float, bags: float, id_bytes: float, world_size: int) -> float:
+    def ids_ms(
+        self, ids: float, bags: float, id_bytes: float, world_size: int, apart: bool = False
+    ) -> float:
         """They are bytes like others."""
         sent = ids * id_bytes + bags * _LENGTH_BYTES
         return self.exchange_ms(CollectiveType.ALL_TO_ALL, sent, world_size)
