@@ -36,6 +36,15 @@ typedef float Lanes __attribute__((vector_size(ROWWISE_LANES * 4)));
 typedef uint32_t LanesBits __attribute__((vector_size(ROWWISE_LANES * 4)));
 typedef uint16_t LanesShort __attribute__((vector_size(ROWWISE_LANES * 2)));
 
+// The same at any address. What copies into a block as a whole is a copy in memory to GCC, of 16 bytes at a time where
+// vectors have 32: the load that follows waits until all of these have left the processor's queue of stores, which takes
+// longer than all else that a look-up does. So every access is one of a vector.
+typedef float LanesAt __attribute__((vector_size(ROWWISE_LANES * 4), aligned(1), may_alias));
+typedef uint16_t LanesShortAt __attribute__((vector_size(ROWWISE_LANES * 2), aligned(1), may_alias));
+
+ROWWISE_INLINE Lanes load_lanes(const float* x) { return *reinterpret_cast<const LanesAt*>(x); }
+ROWWISE_INLINE void store_lanes(float* y, const Lanes& x) { *reinterpret_cast<LanesAt*>(y) = x; }
+
 constexpr int kBlock = 16;
 constexpr int kParts = kBlock / ROWWISE_LANES;
 
@@ -108,17 +117,15 @@ struct Block {
 
   static ROWWISE_INLINE Block load(const float* x) {
     Block b;
-    std::memcpy(&b, x, sizeof b);
+    for (int p = 0; p < kParts; ++p) b.part[p] = load_lanes(x + p * ROWWISE_LANES);
     return b;
   }
 
   static ROWWISE_INLINE Block load(const Bfloat16* x) {
     Block b;
     for (int p = 0; p < kParts; ++p) {
-      LanesShort narrow;
-      std::memcpy(&narrow, x + p * ROWWISE_LANES, sizeof narrow);
-      const LanesBits wide = __builtin_convertvector(narrow, LanesBits) << 16;
-      std::memcpy(&b.part[p], &wide, sizeof wide);
+      const LanesShort narrow = *reinterpret_cast<const LanesShortAt*>(x + p * ROWWISE_LANES);
+      b.part[p] = reinterpret_cast<Lanes>(__builtin_convertvector(narrow, LanesBits) << 16);
     }
     return b;
   }
@@ -126,17 +133,15 @@ struct Block {
   static ROWWISE_INLINE Block load(const Half* x) {
     Block b;
 #if defined(__AVX512F__)
-    const __m512 wide = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
-    std::memcpy(&b, &wide, sizeof b);
+    b.part[0] = reinterpret_cast<Lanes>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))));
 #elif defined(__F16C__)
     for (int p = 0; p < kParts; ++p) {
-      const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x) + p));
-      std::memcpy(&b.part[p], &wide, sizeof wide);
+      b.part[p] = reinterpret_cast<Lanes>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x) + p)));
     }
 #else
     float wide[kBlock];
     for (int i = 0; i < kBlock; ++i) wide[i] = to_float(x[i]);
-    std::memcpy(&b, wide, sizeof b);
+    b = load(wide);
 #endif
     return b;
   }
@@ -152,8 +157,7 @@ struct Block {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   static ROWWISE_INLINE Block load_head(const float* x, int n) {
     Block b;
-    const __m512 head = _mm512_maskz_loadu_ps(head_mask(n), x);
-    std::memcpy(&b, &head, sizeof b);
+    b.part[0] = reinterpret_cast<Lanes>(_mm512_maskz_loadu_ps(head_mask(n), x));
     return b;
   }
 
@@ -169,11 +173,16 @@ struct Block {
 
   static ROWWISE_INLINE __mmask16 head_mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
 #elif defined(__AVX2__)
+  // Whole vectors without a mask: AMD's processors take some ten times as long to store by one, and what is loaded by one
+  // waits for the store before.
   static ROWWISE_INLINE Block load_head(const float* x, int n) {
     Block b;
     for (int p = 0; p < kParts; ++p) {
-      const __m256 head = _mm256_maskload_ps(x + p * ROWWISE_LANES, head_mask(n - p * ROWWISE_LANES));
-      std::memcpy(&b.part[p], &head, sizeof head);
+      const int at = p * ROWWISE_LANES, left = n - at;
+      if (left >= ROWWISE_LANES)
+        b.part[p] = load_lanes(x + at);
+      else
+        b.part[p] = left <= 0 ? Lanes{} : reinterpret_cast<Lanes>(_mm256_maskload_ps(x + at, head_mask(left)));
     }
     return b;
   }
@@ -183,33 +192,32 @@ struct Block {
   }
 #endif
 
-  ROWWISE_INLINE void store(float* y) const { std::memcpy(y, this, sizeof *this); }
+  ROWWISE_INLINE void store(float* y) const {
+    for (int p = 0; p < kParts; ++p) store_lanes(y + p * ROWWISE_LANES, part[p]);
+  }
 
   ROWWISE_INLINE void store(Bfloat16* y) const {
     for (int p = 0; p < kParts; ++p) {
-      LanesBits bits;
-      std::memcpy(&bits, &part[p], sizeof bits);
+      const LanesBits bits = reinterpret_cast<LanesBits>(part[p]);
       const LanesBits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
       const LanesBits nan = reinterpret_cast<LanesBits>(part[p] != part[p]);
       const LanesShort narrow = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), LanesShort);
-      std::memcpy(y + p * ROWWISE_LANES, &narrow, sizeof narrow);
+      *reinterpret_cast<LanesShortAt*>(y + p * ROWWISE_LANES) = narrow;
     }
   }
 
   ROWWISE_INLINE void store(Half* y) const {
 #if defined(__AVX512F__)
-    __m512 wide;
-    std::memcpy(&wide, this, sizeof wide);
+    const __m512 wide = reinterpret_cast<__m512>(part[0]);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
     for (int p = 0; p < kParts; ++p) {
-      __m256 wide;
-      std::memcpy(&wide, &part[p], sizeof wide);
+      const __m256 wide = reinterpret_cast<__m256>(part[p]);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(y) + p, _mm256_cvtps_ph(wide, _MM_FROUND_TO_NEAREST_INT));
     }
 #else
     float wide[kBlock];
-    std::memcpy(wide, this, sizeof wide);
+    store(wide);
     for (int i = 0; i < kBlock; ++i) from_float(wide[i], y + i);
 #endif
   }
@@ -223,9 +231,7 @@ struct Block {
 
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
   ROWWISE_INLINE void store_head(float* y, int n) const {
-    __m512 head;
-    std::memcpy(&head, this, sizeof head);
-    _mm512_mask_storeu_ps(y, head_mask(n), head);
+    _mm512_mask_storeu_ps(y, head_mask(n), reinterpret_cast<__m512>(part[0]));
   }
 
   ROWWISE_INLINE void store_head(Half* y, int n) const { store_short_head(y, n); }
@@ -240,9 +246,11 @@ struct Block {
 #elif defined(__AVX2__)
   ROWWISE_INLINE void store_head(float* y, int n) const {
     for (int p = 0; p < kParts; ++p) {
-      __m256 head;
-      std::memcpy(&head, &part[p], sizeof head);
-      _mm256_maskstore_ps(y + p * ROWWISE_LANES, head_mask(n - p * ROWWISE_LANES), head);
+      const int at = p * ROWWISE_LANES, left = n - at;
+      if (left >= ROWWISE_LANES)
+        store_lanes(y + at, part[p]);
+      else if (left > 0)
+        _mm256_maskstore_ps(y + at, head_mask(left), reinterpret_cast<__m256>(part[p]));
     }
   }
 #endif

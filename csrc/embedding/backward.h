@@ -241,10 +241,8 @@ ROWWISE_INLINE Block unless_new(const Block& block, bool is_new) {
   const LanesBits kept = LanesBits{} - static_cast<uint32_t>(!is_new), sign = LanesBits{} + 0x80000000u;
   Block result;
   for (int p = 0; p < kParts; ++p) {
-    LanesBits bits;
-    std::memcpy(&bits, &block.part[p], sizeof bits);
-    bits = (bits & kept) | (sign & ~kept);
-    std::memcpy(&result.part[p], &bits, sizeof bits);
+    const LanesBits bits = (reinterpret_cast<LanesBits>(block.part[p]) & kept) | (sign & ~kept);
+    result.part[p] = reinterpret_cast<Lanes>(bits);
   }
   return result;
 }

@@ -11,14 +11,6 @@ namespace {
 constexpr int64_t kSide = ROWWISE_LANES;        // of a tile, which registers hold
 constexpr int64_t kRows = 256, kColumns = 128;  // a piece: what it reads and writes stays in the second cache
 
-ROWWISE_INLINE Lanes load(const float* from) {
-  Lanes x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-
-ROWWISE_INLINE void store(const Lanes& x, float* to) { std::memcpy(to, &x, sizeof x); }
-
 // The first, or the second, halves of two vectors, in turn.
 ROWWISE_INLINE Lanes zip_first(const Lanes& a, const Lanes& b) {
 #if ROWWISE_LANES == 16
@@ -59,7 +51,7 @@ struct Transpose {
   int64_t rows, columns;
   float* turned;
 
-  ROWWISE_INLINE Lanes read(int64_t i) const { return load(from + i); }
+  ROWWISE_INLINE Lanes read(int64_t i) const { return load_lanes(from + i); }
   ROWWISE_INLINE float read_one(int64_t i) const { return from[i]; }
 };
 
@@ -69,8 +61,8 @@ struct ReluGrad {
   float *masked, *turned;
 
   ROWWISE_INLINE Lanes read(int64_t i) const {
-    const Lanes x = load(output + i) <= 0.0f ? Lanes{} : load(grad + i);
-    store(x, masked + i);
+    const Lanes x = load_lanes(output + i) <= 0.0f ? Lanes{} : load_lanes(grad + i);
+    store_lanes(masked + i, x);
     return x;
   }
   ROWWISE_INLINE float read_one(int64_t i) const { return masked[i] = output[i] <= 0.0f ? 0.0f : grad[i]; }
@@ -84,7 +76,7 @@ void turn_part(const Pass& p, int64_t row, int64_t row_end, int64_t column, int6
         Lanes tile[kSide];
         for (int64_t i = 0; i < kSide; ++i) tile[i] = p.read((r + i) * p.columns + c);
         turn(tile);
-        for (int64_t i = 0; i < kSide; ++i) store(tile[i], p.turned + (c + i) * p.rows + r);
+        for (int64_t i = 0; i < kSide; ++i) store_lanes(p.turned + (c + i) * p.rows + r, tile[i]);
       } else {
         for (int64_t i = r; i < row_end && i < r + kSide; ++i) {
           for (int64_t j = c; j < column_end && j < c + kSide; ++j) p.turned[j * p.rows + i] = p.read_one(i * p.columns + j);

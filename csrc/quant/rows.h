@@ -53,15 +53,12 @@ ROWWISE_INLINE Block to_block(Bytes codes) {
 #if defined(__AVX512F__)
   __m128i bytes;
   std::memcpy(&bytes, &codes, sizeof bytes);
-  const __m512 wide = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-  std::memcpy(&block, &wide, sizeof block);
+  block.part[0] = reinterpret_cast<Lanes>(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
 #elif defined(__AVX2__)
   __m128i bytes;
   std::memcpy(&bytes, &codes, sizeof bytes);
-  const __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
-  const __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
-  std::memcpy(&block.part[0], &low, sizeof low);
-  std::memcpy(&block.part[1], &high, sizeof high);
+  block.part[0] = reinterpret_cast<Lanes>(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+  block.part[1] = reinterpret_cast<Lanes>(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))));
 #else
   const Bytes zero = {};
   const Bytes halves[2] = {
@@ -72,9 +69,7 @@ ROWWISE_INLINE Block to_block(Bytes codes) {
         __builtin_shufflevector(halves[h], zero, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23),
         __builtin_shufflevector(halves[h], zero, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31)};
     for (int q = 0; q < 2; ++q) {
-      LanesInt whole;
-      std::memcpy(&whole, &quarters[q], sizeof whole);
-      block.part[2 * h + q] = __builtin_convertvector(whole, Lanes);
+      block.part[2 * h + q] = __builtin_convertvector(reinterpret_cast<LanesInt>(quarters[q]), Lanes);
     }
   }
 #endif
@@ -90,10 +85,9 @@ ROWWISE_INLINE Head read_head(const uint8_t* row) {
   int32_t both;
   std::memcpy(&both, row, sizeof both);
   const __m128 wide = _mm_cvtph_ps(_mm_cvtsi32_si128(both));
-  const __m512 scale = _mm512_broadcastss_ps(wide), bias = _mm512_broadcastss_ps(_mm_movehdup_ps(wide));
   Head head;
-  std::memcpy(&head.scale, &scale, sizeof scale);
-  std::memcpy(&head.bias, &bias, sizeof bias);
+  head.scale.part[0] = reinterpret_cast<Lanes>(_mm512_broadcastss_ps(wide));
+  head.bias.part[0] = reinterpret_cast<Lanes>(_mm512_broadcastss_ps(_mm_movehdup_ps(wide)));
   return head;
 #elif defined(__F16C__)
   int32_t both;
