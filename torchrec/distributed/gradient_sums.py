@@ -37,7 +37,7 @@ class Bucket(Protocol):
 
 @dataclass
 class _Pass:
-    """One backward pass, and what is to be called at its end: each waits for the sum of a bucket, and writes it there."""
+    """One backward pass, and what is called at its end: each waits for the sum of a bucket, and writes it there."""
 
     number: int = -1
     ends: list[Callable[[], None]] = field(default_factory=list)
@@ -66,9 +66,9 @@ def added_up(group: dist.ProcessGroup, dtype: torch.dtype | None, bucket: Bucket
 class GradientSums:
     """Adds up the buckets of a `DistributedDataParallel`, as its communication hook.
 
-    A bucket is sent when it is full, and waited for where the backward pass ends: nobody waits in the middle of it, where
-    another rank may be waiting for something else. The bucket is returned as it is, and written to at the end. So it
-    has to be what the gradients are parts of (``gradient_as_bucket_view=True``).
+    A bucket is sent when it is full, and waited for where the backward pass ends: nobody waits in the middle of it,
+    where another rank may be waiting for something else. The bucket is returned as it is, and written to at the end. So
+    it has to be what the gradients are parts of (``gradient_as_bucket_view=True``).
 
     Args:
         group: of the ranks. Sparse gradients, each of which has a bucket of its own, always go through it.

@@ -244,8 +244,8 @@ def _steps(rank: int, world_size: int) -> dict[str, _Steps]:
     """Return what ranks do together, with batches of two sizes.
 
     "here": what each looks up without any exchange, where each has as many tables, or the halves of twice as many.
-    "narrow", "wide": each has as many tables; "columns", "rows", "long sums": as many columns or rows. "mixed": of rows, some bags
-    have one id and some many; "single" and "long" are these by themselves.
+    "narrow", "wide": each has as many tables; "columns", "rows", "long sums": as many columns or rows. "mixed": of
+    rows, some bags have one id and some many; "single" and "long" are these by themselves.
     """
     features = _features(world_size)
     mine, half = features // world_size, features // 2
