@@ -282,6 +282,7 @@ def measured(number: int, world_size: int, plan: Planned, name: str, folder: str
     start_processes(
         _rank, (world_size, folder, number, plan.texts, name), world_size, start_method="fork"
     )
+    (Path(folder) / f"{name}{number}").unlink(missing_ok=True)  # where they met: they may again
     found: list[float] = json.loads((Path(folder) / name).read_text())
     return found
 
