@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -52,6 +53,13 @@ def run(
         return workers.run(function, world_size, *args, timeout=timeout)
 
 
+@dataclass
+class _NotMet:
+    """What a rank answers that has found no process group: nothing of what it was asked for has begun."""
+
+    reason: str
+
+
 class Workers:
     """Processes that are started when they are first asked for, and do one thing after another.
 
@@ -88,6 +96,17 @@ class Workers:
         Returns:
             what it returned, or the error that it raised, by rank.
         """
+        # On a busy machine gloo fails to connect now and then ("Connection closed by peer").
+        for _ in range(3):
+            answers = self._answers(function, world_size, args, timeout)
+            if not any(isinstance(each, _NotMet) for each in answers):
+                return answers
+        raise ChildProcessError(f"Ranks should have met. Received {answers}.")
+
+    def _answers(
+        self, function: Callable[..., Any], world_size: int, args: tuple[Any, ...], timeout: float
+    ) -> list[Any]:
+        """Return what ranks answer, up to the first that has met no others."""
         while len(self._workers) < world_size:
             ours, theirs = _processes.Pipe()
             worker = _processes.Process(target=_serve, args=(theirs,), daemon=True)
@@ -103,8 +122,12 @@ class Workers:
         try:
             for rank, (_, connection) in enumerate(asked):
                 answers.append(_receive(rank, connection, end, timeout))
+                if isinstance(answers[-1], _NotMet):
+                    break
         finally:
-            if len(answers) < world_size or any(isinstance(each, Exception) for each in answers):
+            if len(answers) < world_size or any(
+                isinstance(each, Exception | _NotMet) for each in answers
+            ):
                 self.stop()
         return answers
 
@@ -149,9 +172,13 @@ def _serve(connection: Connection) -> None:
         except (EOFError, ConnectionError):
             return
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
-        )
+        try:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
+            )
+        except RuntimeError as error:
+            connection.send_bytes(pickle.dumps(_NotMet(str(error))))
+            return
         try:
             # By value: what shares memory with a process that ends is gone.
             connection.send_bytes(pickle.dumps(function(*args)))
