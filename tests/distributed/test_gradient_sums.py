@@ -141,6 +141,11 @@ def by_sockets(act, *args):
             ({"allreduce_comm_precision": "bf16"}, torch.bfloat16),
             id="in bfloat16",
         ),
+        pytest.param(
+            "means_without_memory",
+            ({"static_graph": False, "find_unused_parameters": True}, None),
+            id="unused are looked for",
+        ),
         pytest.param("accumulated", (), id="collected batches"),
         pytest.param("joined", (), id="joined"),
     ],
