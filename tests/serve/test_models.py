@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -39,9 +40,11 @@ def threads() -> Iterator[Threads]:
         yield Threads(few, many, load)
 
 
-def served(path: Path, threads: Threads, keep: int = 1) -> tuple[Models, Meters]:
+def served(
+    path: Path, threads: Threads, keep: int = 1, patience: float = 0.0
+) -> tuple[Models, Meters]:
     meters = Meters()
-    models = Models({"clicks": path}, Limits(), threads, meters, keep=keep)
+    models = Models({"clicks": path}, Limits(), threads, meters, keep=keep, patience=patience)
     models.load()
     return models, meters
 
@@ -140,6 +143,37 @@ def test_a_version_that_is_not_whole_waits(
         look(models)
         assert (models.version("clicks").name, failures(meters)) == ("1", 1)
     weights.write_bytes(whole)
+    look(models)
+    assert (models.version("clicks").name, failures(meters)) == ("2", 1)
+
+
+def test_a_copy_that_stands_still_for_a_while_is_no_failure(
+    saved: list[Path], tmp_path: Path, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(saved[0], tmp_path / "1")
+    models, meters = served(tmp_path, threads, patience=10.0)
+    tried: list[Path] = []
+    monkeypatch.setattr(module, "load", lambda folder: tried.append(folder) or load(folder))
+    now = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    shutil.copytree(saved[1], tmp_path / "2")
+    index = tmp_path / "2" / "bundle.json"
+    whole = index.read_text()
+    index.write_text(whole[:100])
+    look(models)
+    now = 109.0
+    look(models)
+    assert (len(tried), failures(meters)) == (1, 0)
+    index.write_text(whole[:200])  # goes on, and stands still again
+    look(models)
+    now = 118.0
+    look(models)
+    assert (len(tried), failures(meters)) == (2, 0)
+    now = 119.0
+    for _ in range(2):
+        look(models)
+        assert (len(tried), failures(meters)) == (2, 1)  # nobody copies it any more: said once
+    index.write_text(whole)
     look(models)
     assert (models.version("clicks").name, failures(meters)) == ("2", 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torchrec.serve.versions import Found, Stamp, digest_of_index, find_versions
 
 _LONGEST = 80  # characters of a name in a message
 _ATTEMPTS = 3  # to read a bundle that is replaced meanwhile
+_PATIENCE = 10.0  # seconds that a copy may stand still
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,23 @@ class Threads:
     loading: Executor
 
 
+@dataclass
+class _Failure:
+    """What could not be loaded, as long as its files stay as they are."""
+
+    stamp: Stamp
+    error: Exception
+    since: float
+    is_said: bool = False
+
+
 class Models:
     """The models of a server by name, each with its newest versions.
 
     A version that comes to lie on disk is read beside those that answer once its files have stayed as they are from
     one look to the next, and asked once; if it is whole and works, requests that come from then on go to it, and those
     that are under way end with the version they began with. If it does not, the former goes on answering, and a later
-    look tries again once its files have changed.
+    look tries again once its files have changed; what is wrong is said if they do not.
 
     Args:
         paths: of each model, see `torchrec.serve.versions.find_versions`.
@@ -87,6 +99,8 @@ class Models:
         meters: is told of batches and versions.
         candidates: Parquet file of what a model recommends, by its name. Default: requests bring their own.
         keep: how many versions of a model are loaded. Default 1: the newest.
+        patience: seconds for which files may stay as they are until a version that fails is no copy under way, and what
+            is wrong is said. Default 10. Where nothing answers yet, it is said at once.
 
     Raises:
         ValueError: there is no model, or candidates of one that there is not.
@@ -101,6 +115,7 @@ class Models:
         *,
         candidates: Mapping[str, str | os.PathLike[str]] | None = None,
         keep: int = 1,
+        patience: float = _PATIENCE,
     ) -> None:
         self._paths = dict(paths)
         self._candidates = dict(candidates or {})
@@ -115,13 +130,14 @@ class Models:
         if keep < 1:
             raise ValueError(f"`keep` should be at least 1. Received {keep}.")
         self._limits, self._threads, self._meters, self._keep = limits, threads, meters, keep
+        self._patience = patience
         self._versions: dict[str, Sequence[Version]] = {}
         self._seen: dict[str, dict[Path, Stamp]] = {
             name: {} for name in self._paths
         }  # by the last look
         self._gone: dict[str, str] = {}  # why the last look found nothing
         # Of what could not be loaded, so that it is tried again only once it has changed.
-        self._failed: dict[str, dict[Path, Stamp]] = {name: {} for name in self._paths}
+        self._failed: dict[str, dict[Path, _Failure]] = {name: {} for name in self._paths}
 
     def names(self) -> list[str]:
         """Return the names of the models."""
@@ -202,29 +218,41 @@ class Models:
         A version that cannot be loaded is left out, unless there is no other.
         """
         found = find_versions(self._paths[model])
-        failed, seen = self._failed[model], self._seen[model]
+        seen = self._seen[model]
         self._seen[model] = {one.folder: one.stamp for one in found}
+        failed = {
+            one.folder: failure
+            for one in found
+            if (failure := self._failed[model].get(one.folder)) and failure.stamp == one.stamp
+        }
+        self._failed[model] = failed
         loaded = {one.found.folder: one for one in self._versions.get(model, ())}
         wanted: list[Version] = []
-        error: Exception | None = None
         for one in found:
             if len(wanted) == self._keep:
                 break
             former = loaded.get(one.folder)
             is_new = former is None or former.found.stamp != one.stamp
             is_settled = not loaded or seen.get(one.folder) == one.stamp  # else it is being copied
-            if is_new and is_settled and failed.get(one.folder) != one.stamp:
+            if is_new and is_settled and one.folder not in failed:
                 try:
                     former = self._loaded(model, one)
-                except Exception as failure:  # PyTorch says by RuntimeError that there is no memory
-                    failed[one.folder], error = one.stamp, failure
-                    if loaded or len(found) > 1:
-                        self._meters.failed(model, failure)
+                except Exception as error:  # PyTorch says by RuntimeError that there is no memory
+                    failed[one.folder] = _Failure(one.stamp, error, time.monotonic())
             if former is not None:  # perhaps what lay there before, which goes on
                 wanted.append(former)
-        if not wanted and not loaded and error is not None:
-            raise error
+        if loaded or len(found) > 1:
+            self._say(model, failed, self._patience if loaded else 0.0)
+        if not wanted and not loaded:
+            raise next(iter(failed.values())).error  # of the newest
         return None if wanted in ([], list(self._versions.get(model, ()))) else wanted
+
+    def _say(self, model: str, failed: Mapping[Path, _Failure], patience: float) -> None:
+        """Say what could not be loaded and has stayed as it was, once."""
+        for one in failed.values():
+            if not one.is_said and time.monotonic() - one.since >= patience:
+                one.is_said = True
+                self._meters.failed(model, one.error)
 
     def _loaded(self, model: str, found: Found) -> Version:
         digest, predictor = _read(found.folder)
