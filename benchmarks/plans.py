@@ -337,14 +337,14 @@ def main() -> None:
     plans: dict[int, Planned] = {}
     found: dict[int, dict[str, list[list[float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for one, number in product(range(options.passes), range(*options.models)):
-            if one == 0:
+        for turn, number in product(range(options.passes), range(*options.models)):
+            if turn == 0:
                 plans[number] = planned(number, world_size, rates, options.what, folder)
                 found[number] = {name: [] for name in options.what}
             plan, of_model = plans[number], found[number]
-            for name in options.what if one == 0 else set(options.what) & set(CLOCKS):
+            for name in options.what if turn == 0 else set(options.what) & set(CLOCKS):
                 of_model[name].append(measured(number, world_size, plan, name, folder))
-            if one == options.passes - 1:
+            if turn == options.passes - 1:
                 print(f"| {' | '.join(cells_of(number, world_size, plan, of_model))} |", flush=True)
 
 
