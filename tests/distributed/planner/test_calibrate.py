@@ -245,6 +245,12 @@ def test_a_step_by_hand():
     wide = report("column_wise", "adagrad")
     assert wide.ranks[0].exchange_ms == pytest.approx(half)
     assert wide.fixed_ms == 3.0
+    # In rows, 500 ids and rows of 32 bytes for each rank, and their gradients: such ids take 4 ns more, no lengths go
+    # with them, and each number of a row half a ns where it is pooled.
+    rows = report("row_wise")
+    asked = 2 * 500 * (6 + 4) * 1e-6
+    assert rows.ranks[0].exchange_ms == pytest.approx(asked + 2 * 16_000 * 2e-6 + 1000 * 8 * 0.5e-6)
+    assert rows.fixed_ms == 3.5
 
 
 def test_gradients_of_rows_are_gathered_where_bags_of_some_tables_are_long():
