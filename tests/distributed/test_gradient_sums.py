@@ -127,37 +127,6 @@ def test_sockets_give_the_same_gradients_of_two_ranks():
         assert alike(a, b)
 
 
-def by_sockets(act, *args):
-    os.environ[ENVIRONMENT_VARIABLE] = "0"
-    return act(*args)
-
-
-@pytest.mark.parametrize(
-    ("act", "args"),
-    [
-        pytest.param("means_without_memory", ({"bucket_cap_mb": 1}, None), id="several buckets"),
-        pytest.param(
-            "means_without_memory",
-            ({"allreduce_comm_precision": "bf16"}, torch.bfloat16),
-            id="in bfloat16",
-        ),
-        pytest.param(
-            "means_without_memory",
-            ({"static_graph": False, "find_unused_parameters": True}, None),
-            id="unused are looked for",
-        ),
-        pytest.param("accumulated", (), id="collected batches"),
-        pytest.param("joined", (), id="joined"),
-    ],
-)
-def test_what_memory_does_sockets_do(act, args):
-    assert run(by_sockets, 2, globals()[act], *args) == [True, True]
-
-
-def means_without_memory(options, dtype):
-    return all(added_up(options, dtype))
-
-
 def stops_between_hosts():
     """Train on two ranks without shared memory, the second of which stops after a step."""
     os.environ[ENVIRONMENT_VARIABLE] = "0"
@@ -357,6 +326,37 @@ def joined():
 
 def test_a_rank_without_more_data_is_joined_by_means_over_all(workers):
     assert workers.run(joined, 2) == [True, True]
+
+
+def by_sockets(act, *args):
+    os.environ[ENVIRONMENT_VARIABLE] = "0"
+    return act(*args)
+
+
+def all_added_up(options, dtype):
+    return all(added_up(options, dtype))
+
+
+@pytest.mark.parametrize(
+    ("act", "args"),
+    [
+        pytest.param(all_added_up, ({"bucket_cap_mb": 1}, None), id="several buckets"),
+        pytest.param(
+            all_added_up,
+            ({"allreduce_comm_precision": "bf16"}, torch.bfloat16),
+            id="in bfloat16",
+        ),
+        pytest.param(
+            all_added_up,
+            ({"static_graph": False, "find_unused_parameters": True}, None),
+            id="unused are looked for",
+        ),
+        pytest.param(accumulated, (), id="collected batches"),
+        pytest.param(joined, (), id="joined"),
+    ],
+)
+def test_what_memory_does_sockets_do(act, args):
+    assert run(by_sockets, 2, act, *args) == [True, True]
 
 
 def in_mixed_precision():
