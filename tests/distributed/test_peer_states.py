@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -10,11 +12,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from tests.distributed.four_tables import Model, assert_same, plan_of, train, wholes
+from tests.distributed.ranks import run
 from tests.distributed.test_state import results
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.compat import original_state_dict
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import Shard, ShardedTensor, ShardMetadata
+from torchrec.distributed.types import Shard, ShardedTensor, ShardingEnv, ShardMetadata
 
 pytestmark = [
     pytest.mark.once,  # what ranks tell one another does not depend on the kernels
@@ -104,7 +107,7 @@ def test_checkpoints_of_theirs_load_under_another_plan(world_size):
 
 
 def by_columns(value, counts):
-    """A  of one number a row for each part of the columns, as the ranks that have them keep it."""
+    """A `ShardedTensor` of one number a row for each part of the columns, as the ranks that have them keep it."""
     rows, mine = value.shape[0], dist.get_rank()
     shards = []
     for k, rank in enumerate(counts):
@@ -151,6 +154,30 @@ def split_by_columns(folder):
     told = [None] * 2
     dist.all_gather_object(told, [shard.tensor for shard in user.local_shards()])
     assert torch.equal(told[0][0], told[1][0])  # who shares rows goes on alike
+
+
+def comes_late():
+    """Take states of each part of the columns over, which the second rank does when the first one has given up."""
+    group = dist.new_group(timeout=timedelta(seconds=3))
+    model = Model(item="adagrad", shop="sgd", town="rowwise_adagrad")
+    model = DistributedModelParallel(
+        model, plan=plan_of(model, SPLIT), env=ShardingEnv.from_process_group(group)
+    )
+    state = their_columns(model)
+    if dist.get_rank():
+        time.sleep(6)
+    model.fused_optimizer.load_state_dict(state["optimizer"])
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_take_states_of_columns_over_is_named():
+    error, other = run(comes_late, 2)
+    assert isinstance(error, RuntimeError)
+    assert "take part in bringing together the numbers of rows whose columns lie apart" in str(
+        error
+    )
+    assert "from rank 1" in str(error)
+    assert "from rank 0, which has ended" in str(other)  # as the first one does where it raises
 
 
 def read_split(folder, kinds):
