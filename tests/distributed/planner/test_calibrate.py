@@ -17,7 +17,7 @@ from torchrec.distributed.planner._calibration import (
     UpdateRate,
     between,
 )
-from torchrec.distributed.planner._exchange_rates import rate_of
+from torchrec.distributed.planner._exchange_rates import exchange_rate, rate_of
 from torchrec.distributed.planner.calibrate import calibrate
 from torchrec.distributed.planner.devices import DEVICES, topology_of
 from torchrec.distributed.planner.types import CollectionStep, CollectiveType, PartLookup, StateSize
@@ -295,6 +295,17 @@ def test_worlds_that_do_not_exchange_are_refused():
         calibrate([1])
     with pytest.raises(ValueError, match="`threads` should be 1 with `processor_time`"):
         calibrate([], threads=2, processor_time=True)
+
+
+def no_clock() -> float:
+    raise ValueError("there is no clock")
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_says_why():
+    wanted = r"^A process of 2 should have measured\. ValueError: there is no clock$"
+    with pytest.raises(RuntimeError, match=wanted):
+        exchange_rate(2, 0.01, 1, no_clock)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

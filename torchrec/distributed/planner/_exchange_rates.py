@@ -13,6 +13,8 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -40,6 +42,7 @@ from torchrec.distributed.sharding_plan import (
     table_wise,
 )
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.process_groups import all_reduce, broadcast
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 __all__ = ["exchange_rate", "rate_of"]
@@ -56,6 +59,8 @@ _FEW, _MEDIUM = 32, 512  # samples, some bags of which are long
 _HIDDEN = 256  # of layers
 _TABLES_MORE = 32
 _TINY, _HUGE = 8, 700  # columns of layers whose gradients are added up
+_TIMEOUT = timedelta(seconds=60)  # in which a rank should come that others wait for
+_DOING = "measuring exchanges"
 _ROUND = 0.06  # seconds of each thing, then of the next; the quickest round counts, as others may run something
 
 
@@ -76,9 +81,9 @@ def exchange_rate(world_size: int, seconds: float, threads: int, clock: Clock) -
         try:
             spawn(_measure_rank, arguments, nprocs=world_size)
         except Exception as error:
-            raise RuntimeError(
-                f"A process of {world_size} should have measured. {error}"
-            ) from error
+            said = Path(folder) / "why"
+            why = said.read_text() if said.exists() else str(error)
+            raise RuntimeError(f"A process of {world_size} should have measured. {why}") from error
         return rate_of(json.loads((Path(folder) / "measured").read_text()), world_size)
 
 
@@ -218,10 +223,8 @@ def _measure_rank(
     rank: int, world_size: int, folder: str, seconds: float, threads: int, clock: Clock
 ) -> None:
     torch.set_num_threads(threads)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
     try:
+        _meet_first(rank, world_size, folder)
         steps = _steps(rank, world_size)
         found: dict[str, list[float]] = {}
         rounds = max(1, round(seconds / _ROUND))
@@ -235,9 +238,27 @@ def _measure_rank(
                 found[name] = list(map(min, found.get(name, times), times))
         if rank == 0:
             (Path(folder) / "measured").write_text(json.dumps(found))
-        dist.barrier()
+        _meet()
+    except Exception as error:
+        # The first to fail says why: others fail because it has ended.
+        with suppress(FileExistsError), (Path(folder) / "why").open("x") as file:
+            file.write(f"{type(error).__name__}: {error}")
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _meet_first(rank: int, world_size: int, folder: str) -> None:
+    store = f"file://{folder}/store"
+    try:
+        dist.init_process_group(
+            "gloo", init_method=store, timeout=_TIMEOUT, rank=rank, world_size=world_size
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"All {world_size} processes should meet within {_TIMEOUT.seconds} s. Received at rank {rank}: {error}."
+        ) from error
 
 
 def _steps(rank: int, world_size: int) -> dict[str, _Steps]:
@@ -364,15 +385,19 @@ def _sharded(
     )
 
 
+def _meet() -> None:
+    all_reduce(torch.ones(1), _DOING)
+
+
 def _rank_ms(step: Callable[[], None], seconds: float, clock: Clock) -> float:
     """Return how long a step takes that ranks take together: as many on each, as the first one says."""
-    dist.barrier()
+    _meet()
     before = time.perf_counter()
     for _ in range(3):
         step()
     steps = torch.tensor([max(5, int(seconds * 3 / (time.perf_counter() - before)))])
-    dist.broadcast(steps, 0)
-    dist.barrier()
+    broadcast(steps, 0, _DOING)
+    _meet()
     times = []
     for _ in range(int(steps)):
         before = clock()
