@@ -59,7 +59,7 @@ def test_training_equals_one_process(workers, world_size):
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 def test_training_of_many_models_equals_one_process(workers, world_size):
-    @settings(max_examples=15 if world_size == 8 else 100, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15 if world_size == 8 else 50, suppress_health_check=list(HealthCheck))
     @given(cases(world_size, most=max(4, world_size)), st.booleans())
     def holds(case, again):
         check(workers, case, again)

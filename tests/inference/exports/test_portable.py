@@ -77,14 +77,15 @@ def operators(program: torch.export.ExportedProgram) -> set[str]:
     return {one.namespace for one in targets if isinstance(one, torch._ops.OpOverload)}
 
 
-def same(module: nn.Module, low: int, high: int, weighted: bool = False) -> None:
-    program = exported(module, draw(9, 8, low, high, weighted))
+def same(module: nn.Module, *bounds: tuple[int, int], weighted: bool = False) -> None:
+    program = exported(module, draw(9, 8, *bounds[0], weighted))
     assert operators(program) == {"aten"}
     served = program.module()
     with torch.no_grad():
-        for seed, batch in enumerate((1, 2, 5, 17, 9)):
-            example = draw(batch, seed, low, high, weighted)
-            torch.testing.assert_close(served(*example), module(*example), rtol=0, atol=1e-6)
+        for low, high in bounds:
+            for seed, batch in enumerate((1, 2, 5, 17, 9)):
+                example = draw(batch, seed, low, high, weighted)
+                torch.testing.assert_close(served(*example), module(*example), rtol=0, atol=1e-6)
 
 
 POLICIES = {
@@ -119,18 +120,19 @@ def test_bags_of_any_ids(policy: str, weighted: bool) -> None:
         collection = EmbeddingBagCollection(
             tables=collection.embedding_bag_configs(), is_weighted=True
         )
-    same(Served(collection).eval(), -(2**62), 2**62, weighted)
-    same(Served(collection).eval(), -3, 12, weighted)
+    same(Served(collection).eval(), (-(2**62), 2**62), (-3, 12), weighted=weighted)
 
 
 def test_policies_side_by_side() -> None:
-    same(Served(bags(POLICIES["hash"], POLICIES["ignore"], POLICIES["shared row"])).eval(), -3, 12)
+    same(
+        Served(bags(POLICIES["hash"], POLICIES["ignore"], POLICIES["shared row"])).eval(), (-3, 12)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["FP16", "BF16"])
 def test_weights_of_two_bytes(dtype: str) -> None:
-    same(Served(bags({}, dtype=dtype)).eval(), 0, 5)
+    same(Served(bags({}, dtype=dtype)).eval(), (0, 5))
 
 
 MIXES = {
@@ -148,7 +150,7 @@ def quantized(collection: nn.Module, mix: str) -> nn.Module:
 
 @pytest.mark.parametrize("mix", ["codes", pytest.param("floats", marks=pytest.mark.slow)])
 def test_rows_of_bytes(mix: str) -> None:
-    same(Served(quantized(bags({}), mix)).eval(), 0, 5)
+    same(Served(quantized(bags({}), mix)).eval(), (0, 5))
 
 
 @pytest.mark.slow
@@ -156,7 +158,7 @@ def test_rows_of_bytes(mix: str) -> None:
 def test_rows_of_bytes_by_any_ids(policy: str) -> None:
     tables = bags(POLICIES[policy]).embedding_bag_configs()
     collection = EmbeddingBagCollection(tables=tables, is_weighted=True)
-    same(Served(quantized(collection, "codes")).eval(), -3, 12, weighted=True)
+    same(Served(quantized(collection, "codes")).eval(), (-3, 12), weighted=True)
 
 
 @pytest.mark.slow
@@ -167,7 +169,7 @@ def test_sequences_of_rows_of_bytes(mix: str) -> None:
         EmbeddingConfig(5, 3, "u", feature_names=["b"]),
         EmbeddingConfig(6, 3, "v", feature_names=["b", "a"]),
     ]
-    same(Served(quantized(EmbeddingCollection(tables=tables), mix)).eval(), 0, 5)
+    same(Served(quantized(EmbeddingCollection(tables=tables), mix)).eval(), (0, 5))
 
 
 PRUNED = {
@@ -183,7 +185,7 @@ def test_pruned_tables_and_others() -> None:
     tables[0].pooling = PoolingType.MEAN
     collection = EmbeddingBagCollection(tables=tables, is_weighted=True)
     served = Served(quantized(collection, "codes")).eval()
-    same(served, 0, 7, weighted=True)
+    same(served, (0, 7), weighted=True)
     values, lengths, weights = draw(5, 8, 0, 7, weighted=True)
     program = exported(served, (values, lengths, weights)).module()
     with pytest.raises(IndexError, match="index 7 is out of bounds"):
@@ -202,7 +204,7 @@ def test_sequences_of_pruned_tables() -> None:
         EmbeddingConfig(5, 3, "u", feature_names=["b"], **shared),
         EmbeddingConfig(6, 3, "v", feature_names=["b", "a"], **POLICIES["clamp"]),
     ]
-    same(Served(quantized(EmbeddingCollection(tables=tables), "codes")).eval(), -9, 12)
+    same(Served(quantized(EmbeddingCollection(tables=tables), "codes")).eval(), (-9, 12))
 
 
 def test_ids_that_are_refused() -> None:
@@ -220,7 +222,7 @@ def test_sequences(policy: str) -> None:
         EmbeddingConfig(7, 3, "t", feature_names=["a", "c"], **POLICIES[policy]),
         EmbeddingConfig(5, 3, "u", feature_names=["b"]),
     ]
-    same(Served(EmbeddingCollection(tables=tables)).eval(), 0, 5)
+    same(Served(EmbeddingCollection(tables=tables)).eval(), (0, 5))
 
 
 def test_maps_that_have_learned() -> None:
@@ -241,7 +243,7 @@ def test_maps_that_have_learned() -> None:
     model = Served(managed)
     for seed in range(5):
         model(*draw(4, seed, -9, 9))
-    same(model.eval(), -9, 9)
+    same(model.eval(), (-9, 9))
 
 
 def test_what_has_no_equal_is_named() -> None:

@@ -25,12 +25,15 @@ pytestmark = [
         "ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning"
     ),
 ]
-# Each model and each precision in each of these formats; ``python -m tests.inference.exports.round_trips`` does all.
+FORMATS: tuple[Format, ...] = ("torch-export", "onnx")
+# Each model, precisions and formats in turn; ``python -m tests.inference.exports.round_trips`` does all of all.
 CASES = [
     pytest.param(
-        name, list(PRECISIONS)[(number + shift) % len(PRECISIONS)], format, id=f"{name}-{format}"
+        name,
+        list(PRECISIONS)[number % len(PRECISIONS)],
+        FORMATS[(number + number // len(PRECISIONS)) % len(FORMATS)],
+        id=name,
     )
-    for shift, format in enumerate(("torch-export", "onnx"))
     for number, name in enumerate(names())
 ]
 
