@@ -155,8 +155,3 @@ def _absent_named(store: Store, rank: int, size: int, timeout: float) -> Iterato
             f"All ranks should take part within {timeout:g} s, `distributed.timeout`. Received nothing from "
             f"{ranks_in_words(absent)}, which has stopped or ended: what was written there last may say why."
         ) from error
-
-
-def is_restarted() -> bool:
-    """Return whether torchrun has started these ranks again, after one had ended too early."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -13,10 +13,11 @@ from torchrec.experiment.files import load_experiment
 from torchrec.experiment.schema import Experiment
 from torchrec.heap import keep_freed_memory
 from torchrec.runs import RunFolder, RunResult, lock
+from torchrec.training.attempts import Attempts, Opened
 from torchrec.training.checkpoint import Checkpoints
 from torchrec.training.observers import Observer, Observers
 from torchrec.training.progress import progress_observer
-from torchrec.training.ranks import is_restarted, joined_ranks
+from torchrec.training.ranks import joined_ranks
 from torchrec.training.run_threads import run_threads
 from torchrec.training.seeds import train_seeds
 from torchrec.training.single_run import train_run
@@ -47,7 +48,7 @@ def run_experiment(
     ``training.seeds`` above 1 it gets such a folder for each seed, and a ``result.json`` of all.
 
     Under `torchrun` the ranks train one model together, each on its share of every batch, and the first of them
-    writes the folder, which all see. After a restart they go on from the last checkpoint.
+    writes the folder, which all see. After a restart by `torchrun` they go on from the last checkpoint of their job.
 
     Args:
         experiment: what to do.
@@ -70,9 +71,15 @@ def run_experiment(
             observers = [progress_observer()]
 
         def prepare() -> RunResult | None:
-            if _is_over(experiment, run, resume or is_restarted()):
+            attempts = Attempts(run.path)
+            before = attempts.before()
+            if before is Opened.NEW and not run.has_begun():
+                _clear(run.path)
+            found = Opened.THERE if _has_files(run.path) else Opened.NEW
+            if _is_over(experiment, run, resume or before is not None):
                 return run.read_result()
             stack.enter_context(_folder(run))
+            attempts.open(found)
             return None
 
         ended = world.first(prepare, "opening the folder of the run")
@@ -111,6 +118,18 @@ def _folder(run: RunFolder) -> Iterator[None]:
             raise
 
 
+def _clear(folder: Path) -> None:
+    """Remove what an attempt has left that ended before its run had begun, or while it removed it."""
+    if _has_files(folder):
+        with lock(folder):
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def _has_checkpoint(run: RunFolder) -> bool:
     folders = [run, *run.members()]
     return any(Checkpoints(one.checkpoints).latest() is not None for one in folders)
@@ -121,7 +140,7 @@ def _is_over(experiment: Experiment, run: RunFolder, resume: bool) -> bool:
     folder = run.path
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"The folder of a run should be one. Received the file '{folder}'.")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not _has_files(folder):
         return False
     if not resume:
         raise ValueError(
