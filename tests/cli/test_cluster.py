@@ -31,10 +31,13 @@ NO_DROPOUT = "model.dropout=0"
 LIMIT = 300
 
 
-def torchrun(*arguments: object, ranks: int = 2, cwd: Path) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    *arguments: object, ranks: int = 2, restarts: int = 0, cwd: Path
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     return subprocess.run(
-        [*command, "--nproc-per-node", str(ranks), "-m", "torchrec", *map(str, arguments)],
+        [*command, "-m", "torchrec", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -155,6 +158,15 @@ def test_a_run_goes_on_after_a_rank_was_killed(data: Path, two: Path) -> None:
     assert process.wait(LIMIT) == 0
     assert differing(run, two) == []
     assert Path(f"{run}.log").read_text().count("exitcode: -9") == 2
+
+
+def test_a_folder_that_was_refused_is_refused_again(data: Path, two: Path) -> None:
+    before = (two / "metrics.jsonl").read_text()
+    done = torchrun("train", "experiment.yaml", "-o", two, restarts=1, cwd=data)
+    assert done.returncode == 1
+    assert done.stderr.count("torchrec: The folder of a run should be new.") == 2
+    assert "nothing to do" not in done.stdout
+    assert (two / "metrics.jsonl").read_text() == before
 
 
 def test_a_run_on_two_hosts_goes_on_after_a_rank_was_killed(data: Path, two: Path) -> None:

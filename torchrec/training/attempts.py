@@ -7,8 +7,8 @@ from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 
-import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["Attempts", "Opened"]
 
@@ -56,5 +56,6 @@ def _store_of_job() -> Store | None:
     """Return the store that `torchrun` keeps for all attempts; None where it has not started this process."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_CONNECT)
+    store: Store
+    store, *_ = next(rendezvous("env://", timeout=_CONNECT))
+    return store
