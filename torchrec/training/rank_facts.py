@@ -7,21 +7,20 @@ from collections.abc import Mapping
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.modules.collection import collections_in
-from torchrec.training.fit_state import FitResult
 from torchrec.training.memory import peak_rss_bytes
 from torchrec.training.world import Traffic
 
 
 def rank_facts(
-    model: DistributedModelParallel, reached: FitResult, waited: float, traffic: Traffic
+    model: DistributedModelParallel, seconds: float, waited: float, traffic: Traffic
 ) -> Mapping[str, float]:
-    """Return the figures of this rank.
+    """Return the figures of this rank, since it was started.
 
     Args:
         model: sharded.
-        reached: what came of training.
+        seconds: for which it has trained.
         waited: seconds before steps, for other ranks.
-        traffic: what it has sent in steps.
+        traffic: what it has sent in steps; of none, nothing is said.
     """
     shards = [
         shard.weight
@@ -30,17 +29,19 @@ def rank_facts(
         for shard in collection.table_store().table_shards(config.name)
     ]
     layers = [param for _, param in model.bare_named_parameters() if param.requires_grad]
-    steps = max(traffic.steps, 1)
     facts: dict[str, float] = {
-        "seconds": round(reached.seconds, 3),
+        "seconds": round(seconds, 3),
         "waited": round(waited, 3),
-        "sent_bytes": round(traffic.bytes / steps, 1),
-        "messages": round(traffic.messages / steps, 1),
         "layer_bytes": sum(each.numel() * each.element_size() for each in layers),
         "table_bytes": sum(each.numel() * each.element_size() for each in shards),
     }
+    if traffic.steps:
+        facts["sent_bytes"] = round(traffic.bytes / traffic.steps, 1)
+        facts["messages"] = round(traffic.messages / traffic.steps, 1)
     peak = peak_rss_bytes()
-    return facts if peak is None else {**facts, "peak_rss_bytes": peak}
+    if peak is not None:
+        facts["peak_rss_bytes"] = peak
+    return facts
 
 
 def plan_in_words(plan: ShardingPlan) -> dict[str, str]:

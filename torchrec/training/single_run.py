@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -93,11 +94,13 @@ def train_run(
         else None,
         world=world,
     )
+    began = perf_counter()
     reached = trainer.fit(
         data.train, data.valid, data.test, resume=True, batches=data.train_batches
     )
+    seconds = perf_counter() - began
     tell.began("saving the model")
-    whole = _whole(trainer, reached, world.waited - waited)
+    whole = _whole(trainer, seconds, world.waited - waited)
 
     def save() -> RunResult:
         assert whole is not None
@@ -177,7 +180,7 @@ def _read(
     return data, [*data.notices, *notices]
 
 
-def _whole(trainer: Trainer, reached: FitResult, waited: float) -> _Whole | None:
+def _whole(trainer: Trainer, seconds: float, waited: float) -> _Whole | None:
     """Return what was trained as one process has it, with counts of ids of all ranks; None but on the first."""
     world = trainer.world
     if world.size == 1:
@@ -187,7 +190,7 @@ def _whole(trainer: Trainer, reached: FitResult, waited: float) -> _Whole | None
     from torchrec.training.rank_facts import plan_in_words, rank_facts
 
     assert isinstance(trainer.model, DistributedModelParallel)
-    facts = rank_facts(trainer.model, reached, waited, trainer.traffic)
+    facts = rank_facts(trainer.model, seconds, waited, trainer.traffic)
     ranks, plan = world.gather(facts, "figures of ranks"), plan_in_words(trainer.model.plan)
     counts = out_of_range_counts(trainer.model)
     totals = world.total(list(counts.values()), "ids out of range")

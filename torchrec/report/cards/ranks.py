@@ -33,7 +33,8 @@ def _draw(view: View) -> list[Card]:
     about = (
         f"{len(ranks)} processes trained together. The largest part of the tables is {balance:.2f} times the "
         "mean. Waited: before steps, for the rank that was last. Sent: ids, vectors and their gradients, to "
-        "all other ranks together; gradients of layers, of this size, are added up beside."
+        "all other ranks together; gradients of layers, of this size, are added up beside. Of a run that was resumed, "
+        "all is since then."
     )
     found = [Card("Ranks", about, body, wide=True)]
     if view.run.plan:
