@@ -22,7 +22,7 @@ LONG := $(PYTEST) -m "slow or hypothesis" --hypothesis-profile=long
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint native pytest pytest-reference pytest-job pytest-processes slow slow-recipes slow-ranks slow-rest sanitize wheel docs bench interchange clean help
+.PHONY: demo test lint native pytest pytest-reference pytest-job pytest-processes slow slow-recipes slow-ranks slow-inference slow-rest sanitize wheel docs bench interchange clean help
 
 help:
 	@echo "make demo      generate a click log, train on it, predict, report: torchrec demo"
@@ -57,7 +57,7 @@ pytest-processes: native
 	$(PYTEST) -m "not slow" $(PROCESSES)
 
 slow: native
-	$(BESIDE) slow-recipes slow-ranks slow-rest
+	$(BESIDE) slow-recipes slow-ranks slow-inference slow-rest
 
 slow-recipes: native
 	$(LONG) tests/test_recipes.py tests/serve
@@ -65,8 +65,11 @@ slow-recipes: native
 slow-ranks: native
 	$(LONG) tests/distributed tests/cli
 
+slow-inference: native
+	$(LONG) tests/inference
+
 slow-rest: native
-	$(LONG) tests $(addprefix --ignore=tests/,test_recipes.py serve distributed cli)
+	$(LONG) tests $(addprefix --ignore=tests/,test_recipes.py serve distributed cli inference)
 
 lint: $(READY)
 	$(PY) -m ruff check .
