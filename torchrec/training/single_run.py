@@ -98,9 +98,8 @@ def train_run(
     reached = trainer.fit(
         data.train, data.valid, data.test, resume=True, batches=data.train_batches
     )
-    seconds = perf_counter() - began
     tell.began("saving the model")
-    whole = _whole(trainer, seconds, world.waited - waited)
+    whole = _whole(trainer, perf_counter() - began, world.waited - waited)
 
     def save() -> RunResult:
         assert whole is not None
