@@ -21,7 +21,7 @@ class GradientAccumulationConfig:
     Attributes:
         is_enabled: whether it waits at all. Default False.
         num_steps: batches of a step of the optimizer. Default 1.
-        num_warmup_steps: batches in the beginning that have a step each. Default 1.
+        num_warmup_steps: batches that are trained on in the beginning, with a step each. Default 1.
     """
 
     is_enabled: bool = False
@@ -39,18 +39,36 @@ class GradientAccumulationConfig:
 
 
 class _PatientOptimizer:
-    """An optimizer that steps, and drops gradients, only when it is due. All else is the optimizer's."""
+    """An optimizer that steps, and drops gradients, only when it is due. All else is the optimizer's.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self.starts, self.is_due = True, True
+    It counts how often it is asked to, and not how often the pipeline is called: that evaluates in between as well, and
+    trains on with no samples on ranks that have run out of data.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, config: GradientAccumulationConfig
+    ) -> None:
+        self._optimizer, self._config = optimizer, config
+        self._pending = 0  # batches whose gradients have been added up
+        self.steps, self.is_last = 0, False
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        return self._optimizer.step(*args, **kwargs) if self.is_due else None
+        is_due = (
+            self.steps < self._config.num_warmup_steps
+            or self._pending + 1 >= self._config.num_steps
+            or self.is_last
+        )
+        self.steps += 1
+        self._pending = 0 if is_due else self._pending + 1
+        return self._optimizer.step(*args, **kwargs) if is_due else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        if self.starts:
+        if self._pending == 0:
             self._optimizer.zero_grad(set_to_none)
+
+    def go_on_from(self, steps: int) -> None:
+        """Count from a number of batches, and drop gradients with the next one."""
+        self.steps, self._pending = steps, 0
 
     def __getattr__(self, name: str) -> Any:
         if name == "_optimizer":  # not there yet: a copy asks before it has attributes
@@ -62,7 +80,7 @@ class GradientAccumulationWrapper(Generic[In, Out]):
     """A pipeline whose optimizer steps after several batches.
 
     Gradients of layers add up, as PyTorch's do; divide the loss by ``num_steps`` for their mean. Tables that are
-    updated in the backward pass are so in each.
+    updated in the backward pass are so in each. Batches that are evaluated in between count for nothing.
 
     Args:
         pipeline: makes the steps. Its optimizer gives way to one that waits.
@@ -86,15 +104,15 @@ class GradientAccumulationWrapper(Generic[In, Out]):
                 "`pipeline` should be a TrainPipelineBase, whose optimizer can wait. "
                 f"Received a {type(pipeline).__name__}."
             )
-        self._pipeline, self._config, self._step, self._pending = pipeline, config, 0, 0
-        self._waiting = _PatientOptimizer(optimizer)
+        self._pipeline, self._model, self._config = pipeline, model, config
+        self._waiting = _PatientOptimizer(optimizer, config)
         if config.is_enabled:
             pipeline.use_optimizer(self._waiting)
 
     @property
     def current_step(self) -> int:
-        """How many batches there were."""
-        return self._step
+        """How many batches were trained on."""
+        return self._waiting.steps
 
     @property
     def optimizer_wrapper(self) -> Any:
@@ -105,13 +123,13 @@ class GradientAccumulationWrapper(Generic[In, Out]):
         """Go on from a number of batches, as a checkpoint has it.
 
         Args:
-            step: how many there were.
+            step: how many were trained on.
         """
-        self._step, self._pending = step, 0
+        self._waiting.go_on_from(step)
 
     def reset(self) -> None:
         """Start anew, by a warm-up and with new gradients; batches fetched ahead are forgotten."""
-        self._step = self._pending = 0
+        self._waiting.go_on_from(0)
         self._pipeline.reset()
 
     def progress(self, dataloader_iter: Iterator[In], is_last_batch: bool | None = None) -> Out:
@@ -119,16 +137,11 @@ class GradientAccumulationWrapper(Generic[In, Out]):
 
         Args:
             dataloader_iter: gives the batch.
-            is_last_batch: whether the optimizer steps in any case. Default: not.
+            is_last_batch: whether the optimizer steps in any case, the same on all ranks. Default: not. A rank that has
+                run out of data cannot say so: leave it out where ranks have different numbers of batches.
         """
-        config = self._config
-        self._waiting.starts = self._pending == 0
-        self._waiting.is_due = (
-            self._step < config.num_warmup_steps
-            or self._pending + 1 >= config.num_steps
-            or bool(is_last_batch)
-        )
+        self._waiting.is_last = bool(is_last_batch)
         output: Out = self._pipeline.progress(dataloader_iter)
-        self._step += 1
-        self._pending = 0 if self._waiting.is_due else self._pending + 1
+        if not self._config.is_enabled and self._model.training:  # the optimizer is asked itself
+            self._waiting.steps += 1
         return output
