@@ -135,3 +135,12 @@ def test_bytes_of_tensors_that_are_made_are_counted():
         assert live.num_bytes == 400
         del made, views
         assert (live.num_bytes, live.peak) == (0, 400)
+
+
+def test_versions_count_changes_in_place_also_through_views():
+    tensor = torch.zeros(3)
+    before = _private.version_of(tensor)
+    tensor[:1].add_(1)
+    assert _private.version_of(tensor) == before + 1
+    with torch.inference_mode():
+        assert _private.version_of(torch.zeros(3).add_(1)) == 0

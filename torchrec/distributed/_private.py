@@ -71,7 +71,16 @@ __all__ = [
     "placement_of",
     "same_dtensor_as",
     "shell_of",
+    "version_of",
 ]
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor, or one that it shares memory with, was changed in place.
+
+    Those of `torch.inference_mode` do not count: 0.
+    """
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def placement_of(metadata: ShardMetadata) -> tuple[int | None, str]:

@@ -15,7 +15,7 @@ from torchrec.distributed.model_parallel import get_unwrapped_module
 from torchrec.distributed.train_pipeline.pipeline_context import TrainPipelineContext
 from torchrec.distributed.train_pipeline.plain import In
 from torchrec.distributed.train_pipeline.report import Exchanges, PipelineReport
-from torchrec.distributed.train_pipeline.started_inputs import InputCall, StartedInputs
+from torchrec.distributed.train_pipeline.started_inputs import InputCall, StartedInputs, calls_shown
 from torchrec.distributed.types import ShardedModule
 
 __all__ = ["PipelineStage", "SparseDataDistUtil"]
@@ -45,6 +45,7 @@ class PipelineStage:
 class _UnderWay:
     batch: Any
     context: TrainPipelineContext
+    error: Exception | None = None  # raised where the model is called with the batch
 
 
 class SparseDataDistUtil(Generic[In]):
@@ -116,11 +117,19 @@ class SparseDataDistUtil(Generic[In]):
         return batch
 
     def wait_sparse_data_dist(self) -> None:
-        """Send ids, once all ranks have said how many; all ranks call this, behind each forward pass."""
+        """Send ids, once all ranks have said how many; all ranks call this, behind each forward pass.
+
+        What is wrong with a batch of any rank, all raise where they call the model with theirs.
+        """
         for each in self._under_way:
-            if each.context.inputs is not None:
-                self._start(each.context)
-                each.context.inputs.send()
+            if each.context.inputs is not None and each.error is None:
+                try:
+                    self._start(each.context)
+                    each.context.inputs.send()
+                except (
+                    Exception
+                ) as failed:  # it is this batch's, and an earlier one may be under way
+                    each.error = failed
 
     def wait_sdd_fill_callback(self) -> None:
         """Send the ids of what was started, while the pipeline is being filled."""
@@ -205,6 +214,8 @@ class SparseDataDistUtil(Generic[In]):
         for number, each in enumerate(self._under_way):
             if any(value is each.batch for value in given):
                 del self._under_way[: number + 1]  # those before it were left out, on all ranks
+                if each.error is not None:
+                    raise each.error
                 self._entered.enter_context(input_from(each.context.inputs))
                 self._entered.callback(self._learn, each.context.inputs)
                 return
@@ -214,5 +225,5 @@ class SparseDataDistUtil(Generic[In]):
 
     def _learn(self, inputs: StartedInputs | None) -> None:
         if inputs is not None and inputs.calls:
-            self._calls = inputs.calls
+            self._calls = calls_shown(inputs.calls, self._calls)
             self._exchanges.steps += 1

@@ -21,7 +21,7 @@ from torchrec.distributed.train_pipeline.plain import (
     TrainPipelineBase,
 )
 from torchrec.distributed.train_pipeline.report import Exchanges, PipelineReport
-from torchrec.distributed.train_pipeline.started_inputs import InputCall, StartedInputs
+from torchrec.distributed.train_pipeline.started_inputs import InputCall, StartedInputs, calls_shown
 from torchrec.distributed.train_pipeline.uneven import Turn
 from torchrec.distributed.types import ShardedModule
 
@@ -398,7 +398,7 @@ class TrainPipelineSparseDist(TrainPipelineBase[In, Out]):
         with input_from(inputs):
             found = self._model_fwd(now.turn.batch)
         if inputs is not None:
-            self._calls = inputs.calls
+            self._calls = calls_shown(inputs.calls, self._calls)
         return found
 
 

@@ -3,28 +3,34 @@
 No model is traced. A forward pass says, by what it calls sharded modules with, which parts of its batch those are: the
 very objects. The same parts of the next batch are sent while this one is trained on; and the next forward pass gets
 them where it calls a module with these very objects, otherwise the module sends its input itself.
+
+Objects that are the same may hold something else by then, if the model changes its batch in place. A call that is seen
+to be made with such parts is not sent ahead from then on. If its input was, that is an error: other ranks, which may
+have changed nothing, would wait for vectors of what was sent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
 from torchrec.distributed._input_source import InputSource
+from torchrec.distributed._private import version_of
 from torchrec.distributed.train_pipeline.report import Exchanges
 from torchrec.distributed.types import Awaitable, ShardedModule
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 from torchrec.streamable import Multistreamable
 
-__all__ = ["InputCall", "StartedInputs", "part_at", "parts_of"]
+__all__ = ["InputCall", "StartedInputs", "calls_shown", "part_at", "parts_of"]
 
 Path = tuple[tuple[str, Any], ...]  # ("attribute", its name) or ("item", its key), step by step
 _LEAVES = (Tensor, JaggedTensor, KeyedJaggedTensor)
 _CONSTANTS = (type(None), bool, int, float, str)
+_CHANGED = "is called with a part of its batch that the model changes in place"
 
 
 def parts_of(batch: object) -> list[tuple[Path, object]]:
@@ -79,6 +85,14 @@ def part_at(batch: Any, path: Path) -> Any:
     return batch
 
 
+def _versions(part: object) -> list[tuple[Tensor, int]]:
+    """Return the tensors of a part of a batch, and how often each was changed in place."""
+    if isinstance(part, (JaggedTensor, KeyedJaggedTensor)):
+        given = (part.values(), part.lengths(), part.weights_or_none(), part.offsets_or_none())
+        return [(tensor, version_of(tensor)) for tensor in given if tensor is not None]
+    return [(part, version_of(part))] if isinstance(part, Tensor) else []
+
+
 @dataclass(frozen=True)
 class _Argument:
     """What a module is called with: a part of the batch, or a constant where there is no path."""
@@ -113,6 +127,21 @@ class InputCall:
     args: tuple[_Argument, ...]
     kwargs: dict[str, _Argument]
     reason: str = ""
+
+
+def calls_shown(calls: Sequence[InputCall], before: Sequence[InputCall]) -> list[InputCall]:
+    """Return the calls to send input ahead for, once a forward pass has made them.
+
+    Args:
+        calls: that it has made.
+        before: what was returned for the forward pass before. Parts that were changed in place then may be so again, as
+            where a model does it in training alone.
+    """
+    changed = {call.name for call in before if call.reason == _CHANGED}
+    return [
+        replace(call, reason=_CHANGED) if call.name in changed and not call.reason else call
+        for call in calls
+    ]
 
 
 @dataclass
@@ -154,8 +183,11 @@ class StartedInputs(InputSource):
 
     def __init__(self, batch: object, names: Mapping[int, str], exchanges: Exchanges) -> None:
         self._batch, self._names, self._exchanges = batch, names, exchanges
-        self._paths = {id(part): path for path, part in parts_of(batch)}
+        self._parts = parts_of(batch)
+        self._paths = {id(part): path for path, part in self._parts}
+        self._versions = self._versions_of_parts()
         self._under_way: list[_Started] = []
+        self._left_out: dict[str, str] = {}  # name of a call -> why its input was not sent
         self.calls: list[InputCall] = []
         self.started = False
 
@@ -182,9 +214,10 @@ class StartedInputs(InputSource):
         Args:
             calls: of the forward pass before, the same on all ranks.
         """
-        self.started = True
+        self.started, self._versions = True, self._versions_of_parts()
         for call in calls:
             if call.reason:
+                self._left_out[call.name] = call.reason
                 continue
             args = [each.of(self._batch) for each in call.args]
             kwargs = {name: each.of(self._batch) for name, each in call.kwargs.items()}
@@ -218,14 +251,24 @@ class StartedInputs(InputSource):
                 each.output, each.is_looked_up = self._look_up(each), True
 
     def forward(self, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return what a sharded module returns; see `InputSource`."""
+        """Return what a sharded module returns; see `InputSource`.
+
+        Raises:
+            ValueError: if what was sent for this call was changed in place since.
+        """
         call = self._call(module, args, kwargs)
         self.calls.append(call)
         for number, each in enumerate(self._under_way):
             if each.fits(module, args, kwargs):
+                if call.reason == _CHANGED:
+                    raise ValueError(
+                        f"The input of `{call.name}` should be as it was when its ids were sent, ahead of the forward "
+                        "pass: change a copy, or what the data set gives. Received a part of the batch whose ids, "
+                        "lengths or weights were changed in place since."
+                    )
                 del self._under_way[number]
                 return each.output if each.is_looked_up else self._look_up(each)
-        reason = call.reason
+        reason = call.reason or self._left_out.get(call.name, "")
         if not reason:
             reason = "is called in another way than in the step before" if self.started else ""
         begun = perf_counter()
@@ -252,6 +295,8 @@ class StartedInputs(InputSource):
             reason = "sends what follows from parameters, which the step before trains"
         elif any(not self._is_known(value) for value in (*args, *kwargs.values())):
             reason = "is called with what the model makes of its batch, not with a part of it"
+        elif any(self._is_changed(value) for value in (*args, *kwargs.values())):
+            reason = _CHANGED
         return InputCall(
             name,
             module,
@@ -262,6 +307,14 @@ class StartedInputs(InputSource):
 
     def _is_known(self, value: object) -> bool:
         return id(value) in self._paths or isinstance(value, _CONSTANTS)
+
+    def _versions_of_parts(self) -> dict[int, list[tuple[Tensor, int]]]:
+        return {id(part): _versions(part) for _, part in self._parts}
+
+    def _is_changed(self, value: object) -> bool:
+        """Whether a part of the batch was changed in place since it was looked at, or sent."""
+        known = self._versions.get(id(value), [])
+        return any(version_of(tensor) != version for tensor, version in known)
 
     def _argument(self, value: object) -> _Argument:
         path = self._paths.get(id(value))
