@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import batch
 from tests.distributed.test_pipeline_overlap import local_state, pipeline, same, sharded
+from torchrec import KeyedJaggedTensor
 from torchrec.distributed.train_pipeline import (
     SparseDataDistUtil,
     StagedTrainPipeline,
@@ -84,6 +85,96 @@ def test_what_a_stage_leaves_out_is_not_seen_by_later_ones_and_does_not_end_a_pa
     assert steps.progress(iter([5])) == 5
 
 
+def failing(name, bad, seen):
+    """A stage that fails with one batch, and says what it has been given."""
+
+    def run_stage(x):
+        seen.append((name, x))
+        if x == bad:
+            raise ValueError(f"{name} cannot use {x}")
+        return x
+
+    return PipelineStage(name, run_stage, None)
+
+
+def outcomes(steps, data):
+    """What comes out, errors as their messages."""
+    found = []
+    while True:
+        try:
+            output = steps.progress(data)
+        except (ValueError, OSError) as error:
+            output = str(error)
+        if output is None:
+            return found
+        found.append(output)
+
+
+@pytest.mark.parametrize("bad", range(1, 8))
+def test_a_batch_that_a_stage_fails_with_is_an_error_in_its_own_step(bad):
+    seen = []
+    steps = StagedTrainPipeline([failing(name, bad * (name == "b"), seen) for name in "abc"])
+    expected = [f"b cannot use {x}" if x == bad else x for x in range(1, 8)]
+    assert outcomes(steps, iter(range(1, 8))) == expected
+    numbers = list(range(1, 8))
+    assert [x for name, x in seen if name == "b"] == numbers
+    assert [x for name, x in seen if name == "c"] == [x for x in numbers if x != bad]
+    assert steps.progress(iter([9])) == 9
+
+
+@pytest.mark.parametrize("bad", [1, 2, 5])
+def test_what_an_iterator_fails_by_is_raised_behind_the_batches_before(bad):
+    class Data:
+        def __init__(self):
+            self.number = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.number += 1
+            if self.number == bad:
+                raise OSError("the disk is gone")
+            if self.number > 6:
+                raise StopIteration
+            return self.number
+
+    steps = StagedTrainPipeline([failing(name, 0, []) for name in "abc"])
+    assert outcomes(steps, Data()) == ["the disk is gone" if x == bad else x for x in range(1, 7)]
+
+
+@pytest.mark.parametrize("which", ["fill_callback", "data_exhausted_callback"])
+def test_callbacks_that_fail_lose_no_batch(which):
+    calls = []
+
+    def callback():
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("the disk is gone")
+
+    stages = [
+        PipelineStage("a", lambda x: x, None),
+        PipelineStage("b", lambda x: x, None, **{which: callback}),
+    ]
+    found = outcomes(StagedTrainPipeline(stages), iter([1, 2, 3]))
+    if which == "fill_callback":  # of the first batch
+        assert found == ["the disk is gone", 2, 3]
+    else:
+        assert found == [1, 2, 3, "the disk is gone"]
+
+
+def test_a_failed_end_of_a_flush_loses_no_batch():
+    def ending():
+        raise OSError("the disk is gone")
+
+    stages = [PipelineStage(name, lambda x: x, None) for name in "ab"]
+    steps = StagedTrainPipeline(stages, on_flush_end=ending)
+    data = iter(range(1, 6))
+    steps.progress(data)
+    steps.set_flush(True)
+    assert outcomes(steps, data) == [2, 3, "the disk is gone", 4, 5]
+
+
 def test_no_stages_are_refused():
     with pytest.raises(ValueError, match="`pipeline_stages` should be at least one"):
         StagedTrainPipeline([])
@@ -116,6 +207,38 @@ def staged(look_up, by_keyword):
     with torch.no_grad():
         assert torch.equal(model(data[0])[1], plain(data[0])[1])
     return tables.ahead
+
+
+def spoilt():
+    """Of five batches, rank 1 cannot use the third."""
+    rank = dist.get_rank()
+    data = [batch(rank, step) for step in range(5)]
+    if rank == 1:
+        data[2] = KeyedJaggedTensor.from_lists({"u": [[1]], "i": [[11]]})
+    model = sharded()
+    sender = SparseDataDistUtil(model, None)
+    steps, batches = StagedTrainPipeline([sender.start_sparse_data_dist_stage()]), iter(data)
+    found = []
+    while (given := steps.progress(batches)) is not None:
+        try:
+            loss, _ = model(given)
+        except IndexError as error:
+            found.append(str(error))
+            continue
+        sender.wait_sparse_data_dist()
+        loss.backward()
+        found.append(bool(loss.isfinite()))
+    (tables,) = sender.report().exchanges
+    return found, tables.ahead
+
+
+def test_a_batch_that_one_rank_cannot_use_is_an_error_where_all_call_the_model_with_theirs():
+    one, other = run(spoilt, 2, timeout=30)
+    assert one == other
+    found, ahead = one
+    assert ahead == 3
+    assert [each for each in found if each is True] == [True] * 4
+    assert found[2].startswith("Ids of feature 'i' should be in [0, 11), the rows of")
 
 
 def left_out():
