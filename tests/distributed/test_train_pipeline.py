@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import run
 from tests.distributed.test_model_parallel import batch, fused, plan_of
-from torchrec import KeyedJaggedTensor
+from torchrec import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.distributed import (
     DistributedModelParallel,
     EvalPipelineSparseDist,
     TrainPipelineSparseDist,
 )
+from torchrec.distributed.train_pipeline import TrainPipelineBase
 from torchrec.distributed.train_pipeline.uneven import without_samples
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.streamable import Pipelineable
 
 pytestmark = pytest.mark.once  # what ranks tell one another does not depend on the kernels
 
@@ -98,6 +105,36 @@ def test_what_fails_on_one_rank_is_raised_on_all():
         assert str(error) == "On rank 1: the disk is gone"
 
 
+class Own(Pipelineable):
+    def __init__(self, features, **more):
+        self.features, self.owner = features, self
+        vars(self).update(more)
+
+    def to(self, device, non_blocking=False):
+        return self
+
+    def record_stream(self, stream):
+        pass
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    features: KeyedJaggedTensor
+    other: object
+
+
+OTHERS = {
+    "jagged tensor": JaggedTensor(
+        torch.ones(3), weights=torch.ones(3), lengths=torch.tensor([1, 0, 1, 1])
+    ),
+    "keyed tensor": KeyedTensor(["a", "b"], [1, 2], torch.ones(4, 3)),
+    "keys first": KeyedTensor(["a", "b"], [1, 2], torch.ones(3, 4), key_dim=0),
+    "array": np.ones((4, 2)),
+    "dtype": torch.float16,
+    "constants": [torch.device("cpu"), int, b"bytes", 1 + 2j, {"of", "strings"}, len, (None, 2.5)],
+}
+
+
 def test_batches_without_samples_keep_their_form():
     given = Batch(torch.ones(4, 2), batch(0, 0), torch.ones(4))
     empty = without_samples(given)
@@ -106,8 +143,78 @@ def test_batches_without_samples_keep_their_form():
     assert empty.sparse_features.keys() == ["u", "i"]
     assert empty.sparse_features.stride() == 0
     assert without_samples((torch.ones(2), ["a", 3]))[1] == ["a", 3]
-    with pytest.raises(TypeError, match="Received a set"):
-        without_samples({1, 2})
+    assert given.labels.shape == (4,)
+
+
+def test_parts_of_batches_without_samples_have_none():
+    own = Own(batch(0, 0), **OTHERS, seen=Wrapped(batch(0, 1), 3))
+    empty = without_samples(own)
+    assert type(empty) is Own
+    assert empty.owner is empty
+    assert empty.features.stride() == empty.seen.features.stride() == 0
+    assert empty.seen.other == 3
+    jagged = getattr(empty, "jagged tensor")
+    assert (jagged.values().shape, jagged.weights().shape, jagged.lengths().shape) == ((0,),) * 3
+    assert getattr(empty, "keyed tensor").to_dict()["b"].shape == (0, 2)
+    assert getattr(empty, "keys first").to_dict()["b"].shape == (2, 0)
+    assert empty.array.shape == (0, 2)
+    assert empty.dtype is torch.float16
+    assert empty.constants == OTHERS["constants"]
+    assert len(pickle.dumps(without_samples(torch.ones(10_000)))) < 2_000
+
+
+def test_what_cannot_be_copied_has_no_form_without_samples():
+    with pytest.raises(TypeError, match=r"what can be copied.*Received a tuple: cannot pickle"):
+        without_samples((torch.ones(2), Lock()))
+
+
+def outcome(steps, data):
+    """Return what a step raises; empty: nothing; None: there is no more."""
+    try:
+        steps.progress(data)
+    except StopIteration:
+        return None
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def of_objects(kind, what, numbers):
+    """Train on objects of a class of one's own, as many as a rank has; return layers and outcomes."""
+    rank = dist.get_rank()
+    model, steps = pipeline()
+    inside = steps._optimizer, torch.device("cpu")
+    steps = kind(model, *inside, custom_model_fwd=lambda given: model(given.features))
+    other = Lock() if what == "a lock" else OTHERS
+    data = (Own(batch(rank, s), other=Wrapped(batch(rank, s), other)) for s in range(numbers[rank]))
+    outcomes = []
+    while (said := outcome(steps, data)) is not None:
+        outcomes.append(said)
+    return model.state_dict()["over.weight"].tolist(), outcomes
+
+
+KINDS = [TrainPipelineBase, TrainPipelineSparseDist]
+
+
+@pytest.mark.parametrize("numbers", [(3, 3), (3, 1), (2, 0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_may_be_made_of_anything_that_can_be_copied(kind, numbers):
+    one, other = run(of_objects, 2, kind, "others", numbers)
+    assert one[0] == other[0]
+    assert [one[1], other[1]] == [[""] * number for number in numbers]
+
+
+@pytest.mark.parametrize(("numbers", "failing"), [((2, 2), None), ((3, 1), 1), ((2, 0), 0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_copied_is_an_error_where_a_rank_has_run_out_of_data(kind, numbers, failing):
+    one, other = run(of_objects, 2, kind, "a lock", numbers)
+    assert one == other
+    outcomes = one[1]
+    shared = min(numbers)
+    assert outcomes[:shared] == [""] * shared
+    assert len(outcomes) == max(numbers)
+    for said in outcomes[shared:]:
+        assert said.startswith(f"On rank {failing}: A batch should be made of what can be copied")
 
 
 def bad_data(what):
@@ -169,14 +276,3 @@ def test_data_that_cannot_be_used_on_one_rank_is_an_error_on_all(kind, what, nam
     assert kind_of_error == name
     assert said.startswith(message)
     assert is_finite
-
-
-def of_no_known_form():
-    _, steps = pipeline()
-    steps.progress(iter([{1, 2} if dist.get_rank() == 1 else batch(0, 0)]))
-
-
-def test_a_batch_that_has_no_form_without_samples_is_an_error_on_all():
-    for error in run(of_no_known_form, 2, timeout=30):
-        assert isinstance(error, TypeError)
-        assert str(error).startswith("On rank 1: A batch should be made of tensors, features,")

@@ -33,23 +33,26 @@ _CONSTANTS = (type(None), bool, int, float, str)
 _CHANGED = "is called with a part of its batch that the model changes in place"
 
 
-def parts_of(batch: object) -> list[tuple[Path, object]]:
+def parts_of(batch: object, kinds: tuple[type, ...] = _LEAVES) -> list[tuple[Path, object]]:
     """Return the tensors and features of a batch, and how to come to each.
 
     Args:
         batch: a tensor, features, or a dataclass, tuple, list, dictionary or other object of such. An object inside
             that refers to one around it has nothing more to say.
+        kinds: types of what is a part, and not looked into. Default: tensors, `JaggedTensor`, `KeyedJaggedTensor`.
 
     Example:
         >>> import torch
         >>> [path for path, _ in parts_of({"ids": torch.ones(1), "more": (torch.ones(2),)})]
         [(('item', 'ids'),), (('item', 'more'), ('item', 0))]
     """
-    return _parts_of(batch, frozenset())
+    return _parts_of(batch, kinds, frozenset())
 
 
-def _parts_of(batch: object, around: frozenset[int]) -> list[tuple[Path, object]]:
-    if isinstance(batch, _LEAVES):
+def _parts_of(
+    batch: object, kinds: tuple[type, ...], around: frozenset[int]
+) -> list[tuple[Path, object]]:
+    if isinstance(batch, kinds):
         return [((), batch)]
     if id(batch) in around:
         return []
@@ -66,7 +69,7 @@ def _parts_of(batch: object, around: frozenset[int]) -> list[tuple[Path, object]
     return [
         (((kind, key), *path), part)
         for kind, key, value in steps
-        for path, part in _parts_of(value, around)
+        for path, part in _parts_of(value, kinds, around)
     ]
 
 

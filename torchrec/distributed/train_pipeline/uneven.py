@@ -3,60 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from torchrec.distributed.train_pipeline.started_inputs import parts_of
 from torchrec.distributed.wire import Meeting, Wire
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 __all__ = ["RankBatches", "Turn", "without_samples"]
 
-_DONE, _HAS_BATCH, _FAILED, _NEVER_HAD = range(4)
+_DONE, _HAS_BATCH, _FAILED, _NEVER_HAD, _HAS_NO_FORM = range(5)
+_WITH_SAMPLES = (Tensor, np.ndarray, JaggedTensor, KeyedJaggedTensor, KeyedTensor)
 
 
 def without_samples(batch: Any) -> Any:
     """Return a batch like this one, but of no samples.
 
     Args:
-        batch: a tensor, features, or a dataclass, tuple, list or dictionary of such.
+        batch: a tensor, features, an array of NumPy, or a dataclass, tuple, list, dictionary or other object of such.
+            All else, numbers and types say, stays as it is.
 
     Raises:
-        TypeError: for something else.
+        TypeError: for an object that cannot be copied.
 
     Example:
         >>> import torch
         >>> without_samples({"x": torch.ones(3, 2)})["x"].shape
         torch.Size([0, 2])
     """
-    if isinstance(batch, Tensor):
-        return batch[:0] if batch.dim() else batch
-    if isinstance(batch, KeyedJaggedTensor):
-        weights = batch.weights_or_none()
-        return KeyedJaggedTensor(
-            batch.keys(),
-            batch.values()[:0],
-            None if weights is None else weights[:0],
-            lengths=batch.lengths()[:0],
-        )
-    if batch is None or isinstance(batch, (str, int, float)):
-        return batch
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return replace(
-            batch,
-            **{f.name: without_samples(getattr(batch, f.name)) for f in fields(batch) if f.init},
-        )
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(without_samples, batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(map(without_samples, batch))
-    if isinstance(batch, dict):
-        return {name: without_samples(value) for name, value in batch.items()}
-    raise TypeError(
-        "A batch should be made of tensors, features, dataclasses, tuples, lists and dictionaries, where "
-        f"ranks may have different numbers of them. Received a {type(batch).__name__}."
-    )
+    # A copy of the whole, whatever it is made of, to which the parts that have samples have been copied already.
+    copied = {id(part): _emptied(part) for _, part in parts_of(batch, _WITH_SAMPLES)}
+    try:
+        return deepcopy(batch, copied)
+    except Exception as error:
+        raise TypeError(
+            "A batch should be made of what can be copied, where ranks may have different numbers of them: who has run "
+            f"out of data goes on with one like the last, but of no samples. Received a {type(batch).__name__}: {error}"
+        ) from error
+
+
+def _emptied(part: object) -> object:
+    """Return a part of a batch for no samples, in memory of its own: what is sent of a view is all that it is of."""
+    if isinstance(part, Tensor):
+        return part[:0].clone() if part.dim() else part
+    if isinstance(part, np.ndarray):
+        return part[:0].copy() if part.ndim else part
+    if isinstance(part, KeyedTensor):
+        values, dim = part.values(), int(part.key_dim() == 0)
+        emptied = values.narrow(dim, 0, 0).clone() if values.dim() > dim else values
+        return KeyedTensor(part.keys(), part.length_per_key(), emptied, part.key_dim())
+    assert isinstance(part, (JaggedTensor, KeyedJaggedTensor))
+    weights, values = part.weights_or_none(), part.values()[:0].clone()
+    weights, lengths = None if weights is None else weights[:0].clone(), part.lengths()[:0].clone()
+    if isinstance(part, KeyedJaggedTensor):
+        return KeyedJaggedTensor(part.keys(), values, weights, lengths=lengths)
+    return JaggedTensor(values, weights, lengths=lengths)
 
 
 @dataclass
@@ -110,7 +115,7 @@ class RankBatches:
 
     def __init__(self, wire: Wire | None, move: Callable[[Any], Any]) -> None:
         self._wire, self._move = wire, move
-        self._empty: Any = None  # a batch, without its samples
+        self._like: Any = None  # the last batch, for the form of those without samples
 
     def announce(self, fetch: Callable[[], Any]) -> Turn:
         """Take a batch, if this rank has one, and tell the other ranks without waiting for them.
@@ -124,13 +129,22 @@ class RankBatches:
             batch = fetch()
             if batch is None:
                 raise StopIteration
-            if self._empty is None and self._wire is not None:
-                self._empty = without_samples(batch)
+            self._like = None if self._wire is None else batch
         except StopIteration:
-            state = _NEVER_HAD if self._empty is None else _DONE
+            batch, error, state = self._without_data()
         except Exception as failed:
             error, state = failed, _FAILED
         return Turn.announced(batch, error, state, self._wire)
+
+    def _without_data(self) -> tuple[Any, Exception | None, int]:
+        """Return the batch, the error and the state of this rank, once it has no data of its own."""
+        if self._like is None:
+            return None, None, _NEVER_HAD
+        try:
+            self._like = without_samples(self._like)
+        except TypeError as failed:  # which matters only if another rank has a batch
+            return None, failed, _HAS_NO_FORM
+        return self._like, None, _DONE
 
     def agree(self, turn: Turn) -> Turn:
         """Wait until all ranks know what each of them has; they agree on turns in the order of announcing.
@@ -143,17 +157,21 @@ class RankBatches:
         states, turn.is_agreed = turn.states(), True
         turn.is_end = _HAS_BATCH not in states and _FAILED not in states
         turn.is_own = turn.state == _HAS_BATCH
-        if self._wire is None or turn.is_end:
-            return turn
-        if _FAILED in states:
+        if turn.is_end:
+            turn.batch = turn.error = None
+        elif self._wire is not None:
             try:
-                self._wire.raise_together(turn.error)
+                self._complete(turn, states, self._wire)
             except Exception as failed:  # it is this turn's, and an earlier one may be under way
                 turn.error = failed
-            return turn
+        return turn
+
+    def _complete(self, turn: Turn, states: list[int], wire: Wire) -> None:
+        """Give each rank a batch; what keeps any of them from it is raised on all."""
+        if _FAILED in states or _HAS_NO_FORM in states:
+            wire.raise_together(turn.error)
         if _NEVER_HAD in states:  # it has to be told what a batch is
             source = states.index(_HAS_BATCH)
-            self._empty = self._wire.share(self._empty, source, "what a batch is")
-        if not turn.is_own:
-            turn.batch = self._move(self._empty)
-        return turn
+            told = wire.on_one(lambda: without_samples(self._like), "what a batch is", source)
+            if turn.state == _NEVER_HAD:
+                self._like = turn.batch = self._move(told)
