@@ -584,6 +584,29 @@ def test_a_thread_loads_batches_ends_and_passes_errors_on():
     assert not endless.is_alive()
 
 
+def test_a_thread_that_was_not_started_gives_no_batch():
+    thread = DataLoadingThread(CPU, iter([torch.ones(1)]), False)
+    with pytest.raises(RuntimeError, match=r"call `start.*Received no batch from one that was not"):
+        thread.get_next_batch()
+    thread.start()
+    assert thread.get_next_batch().tolist() == [1.0]
+    assert thread.get_next_batch() is None
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_a_thread_passes_on_what_ends_programs(kind):
+    def ending():
+        yield torch.ones(1)
+        raise kind("enough")
+
+    thread = DataLoadingThread(CPU, ending(), False)
+    thread.start()
+    assert thread.get_next_batch().tolist() == [1.0]
+    with pytest.raises(kind, match="enough"):
+        thread.get_next_batch()
+    assert thread.get_next_batch() is None
+
+
 class Linked:
     def __init__(self):
         self.ids, self.owner = torch.ones(1), self

@@ -54,7 +54,7 @@ class DataLoadingThread(Thread, Generic[In]):
         super().__init__(daemon=True)
         self._to, self._iterator = device, dataloader_iter
         self._non_blocking = to_device_non_blocking
-        self._ready: Queue[tuple[Any, Exception | None]] = Queue(maxsize=1)
+        self._ready: Queue[tuple[Any, BaseException | None]] = Queue(maxsize=1)
         self._should_stop, self._end = Event(), False
 
     def run(self) -> None:
@@ -68,12 +68,14 @@ class DataLoadingThread(Thread, Generic[In]):
             except StopIteration:
                 self._give(None, None)
                 return
-            except Exception as error:
+            except (
+                BaseException
+            ) as error:  # of whatever kind: the thread ends, and nobody else hears of it
                 self._give(None, error)
                 return
             self._give(batch, None)
 
-    def _give(self, batch: Any, error: Exception | None) -> None:
+    def _give(self, batch: Any, error: BaseException | None) -> None:
         while not self._should_stop.is_set():
             with suppress(Full):
                 self._ready.put((batch, error), timeout=_PATIENCE)
@@ -86,16 +88,23 @@ class DataLoadingThread(Thread, Generic[In]):
             none_throws: raise StopIteration instead. Default False.
 
         Raises:
-            Exception: what the iterator has raised.
+            RuntimeError: if the thread was not started, or has ended without a word.
+            BaseException: what the iterator has raised.
         """
         batch: In | None = None
-        error: Exception | None = None
+        error: BaseException | None = None
         while not self._end:
+            is_alive = self.is_alive()  # before the look: what it has given until then is there
             with suppress(Empty):
                 batch, error = self._ready.get(timeout=_PATIENCE)
                 self._end = batch is None
                 break
             self._end = self._should_stop.is_set()
+            if not (self._end or is_alive):
+                raise RuntimeError(
+                    "The thread that loads batches should run: call `start()` first. Received no batch from one that "
+                    f"{'has ended' if self.ident else 'was not started'}."
+                )
         if error is not None:
             raise error
         if batch is None and none_throws:
