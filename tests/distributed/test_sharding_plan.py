@@ -348,6 +348,15 @@ def test_plans_come_back_from_json_as_they_were(name):
     assert plan_digest(read) == plan_digest(plan)
 
 
+def test_for_how_many_ranks_a_plan_is():
+    plan = some_plan()
+    assert plan_from_json(plan_to_json(plan)).world_size is None
+    known = ShardingPlan(plan.plan, world_size=4)
+    assert plan_from_json(plan_to_json(known)).world_size == 4
+    assert known == plan
+    assert plan_digest(known) == plan_digest(plan)
+
+
 def test_digests_differ_where_plans_do():
     plans = [some_plan(**options) for options in OPTIONS.values()]
     plans += [ShardingPlan({}), ShardingPlan({"other": some_plan().plan["sparse.ebc"]})]
@@ -405,6 +414,8 @@ def edited(change) -> str:
         ("{", "should be JSON"),
         ("[]", "of version 1, with `modules`. Received version None"),
         (edited(lambda d: d.update(version=2)), "Received version 2"),
+        (edited(lambda d: d.update(world_size="2")), "`world_size` of 1 or more. Received '2'"),
+        (edited(lambda d: d.update(world_size=0)), "`world_size` of 1 or more. Received 0"),
         (edited(lambda d: d.pop("modules")), "with `modules`"),
         (edited(lambda d: d["modules"]["sparse.ebc"]["b"].update(x=1)), r"Table 'b'.*\['x'\]"),
         (edited(lambda d: d["modules"]["sparse.ebc"]["b"].pop("shards")), r"Table 'b'.*shards"),
@@ -427,7 +438,7 @@ def edited(change) -> str:
         (edited(lambda d: d["modules"].update(a=[1])), r"Module 'a' should have .*\[1\]"),
         (edited(lambda d: d["modules"].update(a={"t": 1})), r"Module 'a' should have .*'t': 1"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_what_is_no_plan(text, message):
     with pytest.raises(ValueError, match=message):

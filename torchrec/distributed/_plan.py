@@ -128,10 +128,12 @@ class ShardingPlan:
         plan: path of a module, as ``named_modules()`` has it -> where its tables are.
         report: what the planner that made it has to say of it. Default: it was made by hand. Plans are equal whatever
             their reports.
+        world_size: for how many ranks a planner made it. Default: that is not known. Plans are equal whatever it is.
     """
 
     plan: dict[str, ModuleShardingPlan]
     report: PlanReport | None = field(default=None, compare=False, repr=False)
+    world_size: int | None = field(default=None, compare=False, repr=False)
 
     def explain(self) -> str:
         """Return what each rank has and takes, and why each table is where it is, as text.

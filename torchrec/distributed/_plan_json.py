@@ -24,7 +24,7 @@ _KEYS = {
 
 
 def plan_to_json(plan: ShardingPlan) -> str:
-    """Write a plan as JSON, with its `plan_digest`, and if a planner made it, with the digest of what it was made from.
+    """Write a plan as JSON, with its `plan_digest`, and if a planner made it, for how many ranks, and of what a digest.
 
     Args:
         plan: of embedding collections.
@@ -41,8 +41,11 @@ def plan_to_json(plan: ShardingPlan) -> str:
         >>> plan_from_json(plan_to_json(plan)) == plan
         True
     """
+    ranks = {} if plan.world_size is None else {"world_size": plan.world_size}
     made_from = {} if plan.report is None else {"made_from": plan.report.made_from}
-    return json.dumps({**_data_of(plan), "digest": plan_digest(plan), **made_from}, indent=2)
+    return json.dumps(
+        {**_data_of(plan), "digest": plan_digest(plan), **ranks, **made_from}, indent=2
+    )
 
 
 def plan_from_json(text: str) -> ShardingPlan:
@@ -69,13 +72,17 @@ def plan_from_json(text: str) -> ShardingPlan:
             raise ValueError(
                 f"Module {path!r} should have an object for each of its tables, by name. Received {tables!r}."
             )
+    world_size = data.get("world_size")
+    if world_size is not None and (type(world_size) is not int or world_size < 1):
+        raise ValueError(f"A plan should have `world_size` of 1 or more. Received {world_size!r}.")
     plan = ShardingPlan(
         {
             path: EmbeddingModuleShardingPlan(
                 {table: _from_data(path, table, entry) for table, entry in tables.items()}
             )
             for path, tables in modules.items()
-        }
+        },
+        world_size=world_size,
     )
     digest = data.get("digest")
     if digest is not None and digest != plan_digest(plan):

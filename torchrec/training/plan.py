@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,22 +75,44 @@ def sharded(model: nn.Module, experiment: Experiment, data: RunData) -> Distribu
     plain = section.forward_precision == section.backward_precision == "fp32"
     codecs = None if plain else get_qcomm_codecs_registry(precision)
     sharders = get_default_sharders(codecs, section.exact)
+    ranks = dist.get_world_size()
     if section.plan == "auto":
         topology = Topology(
-            world_size=dist.get_world_size(),
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+            world_size=ranks,
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", ranks)),
             compute_device="cpu",
         )
-        planner = _planner(experiment, data, model, topology)
-        plan = planner.collective_plan(model, sharders)
-    else:
-        path = Path(section.plan)
-        try:
-            plan = plan_from_json(path.read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"`distributed.plan` '{path}': {error}") from error
-    synced = convert_sync_batchnorm(model)
-    return DistributedModelParallel(synced, plan=plan, sharders=sharders)
+        plan = _planner(experiment, data, model, topology).collective_plan(model, sharders)
+        return DistributedModelParallel(convert_sync_batchnorm(model), plan=plan, sharders=sharders)
+    with _naming_plan(section.plan, ranks):
+        plan = _read_plan(Path(section.plan), ranks)
+        return DistributedModelParallel(convert_sync_batchnorm(model), plan=plan, sharders=sharders)
+
+
+@contextmanager
+def _naming_plan(file: str, ranks: int) -> Iterator[None]:
+    """Let errors name the file that a plan is of, and say how to make another."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"`distributed.plan` '{file}': {error} To make one of this model for {ranks} ranks: "
+            f"`torchrec plan EXPERIMENT --world-size {ranks}`."
+        ) from error
+
+
+def _read_plan(path: Path, ranks: int) -> ShardingPlan:
+    try:
+        plan = plan_from_json(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"A plan should be JSON in UTF-8. Received byte {error.object[error.start]:#x} at position {error.start}."
+        ) from error
+    if plan.world_size not in (None, ranks):
+        raise ValueError(
+            f"A plan should be for as many ranks as there are, {ranks}. Received one for {plan.world_size}."
+        )
+    return plan
 
 
 def _planner(

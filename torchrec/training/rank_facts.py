@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ParameterSharding,
+    ShardingPlan,
+    ShardingType,
+)
 from torchrec.modules.collection import collections_in
 from torchrec.training.memory import peak_rss_bytes
 from torchrec.training.world import Traffic
@@ -52,16 +57,22 @@ def plan_in_words(plan: ShardingPlan) -> dict[str, str]:
 
     Example:
         >>> from torchrec.distributed.types import ParameterSharding
-        >>> tables = EmbeddingModuleShardingPlan(user=ParameterSharding("row_wise", "fused", [0, 1]))
-        >>> plan_in_words(ShardingPlan({"tables": tables}))
-        {'user': 'row_wise on ranks 0, 1'}
+        >>> user = ParameterSharding("row_wise", "fused", [0, 1])
+        >>> city = ParameterSharding("data_parallel", "dense")  # a copy on each, whatever its ranks
+        >>> plan_in_words(ShardingPlan({"tables": EmbeddingModuleShardingPlan(user=user, city=city)}))
+        {'user': 'row_wise on ranks 0, 1', 'city': 'data_parallel on all ranks'}
     """
     found = {}
     for tables in plan.plan.values():
         if not isinstance(tables, EmbeddingModuleShardingPlan):
             continue
         for name, sharding in tables.items():
-            ranks = sorted(set(sharding.ranks or ()))
-            on = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-            found[name] = f"{sharding.sharding_type} on {on}"
+            found[name] = f"{sharding.sharding_type} on {_ranks_in_words(sharding)}"
     return found
+
+
+def _ranks_in_words(sharding: ParameterSharding) -> str:
+    if sharding.sharding_type == ShardingType.DATA_PARALLEL.value:
+        return "all ranks"
+    ranks = sorted(set(sharding.ranks or ()))
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

@@ -31,7 +31,7 @@ def to_sharding_plan(sharding_options: list[ShardingOption], topology: Topology)
     Raises:
         PlannerError: if a part has no rank.
     """
-    plan = ShardingPlan({})
+    plan = ShardingPlan({}, world_size=topology.world_size)
     for option in sharding_options:
         module = plan.plan.setdefault(option.path, EmbeddingModuleShardingPlan())
         ranks = [rank for rank in option.get_shards_assignment() if rank is not None]

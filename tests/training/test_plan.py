@@ -1,0 +1,113 @@
+"""The plan of an experiment: the same of `torchrec plan` and of a run, kept to from a file, or refused by its key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.ranks import Workers
+from tests.training.test_run import experiment, run
+from torchrec.distributed.planner import Topology
+from torchrec.distributed.sharding_plan import plan_from_json, plan_to_json
+from torchrec.experiment.build import build_model
+from torchrec.experiment.schema import Experiment
+from torchrec.training.plan import plan_experiment, sharded
+from torchrec.training.rank_facts import plan_in_words
+from torchrec.training.run_data import RunData
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    with Workers() as started:
+        yield started
+
+
+def described(clicks: Path, dim: int = 4, **distributed: Any) -> Experiment:
+    features = {"user": {"type": "sparse"}, "price": {"type": "dense"}, "city": {"type": "sparse"}}
+    return experiment(
+        clicks,
+        features=features,
+        model={"dim": dim},
+        training={"epochs": 1, "baselines": False},
+        distributed=distributed,
+    )
+
+
+def spread(what: Experiment) -> dict[str, str]:
+    """Shard the model of an experiment, as a run on ranks does."""
+    data = RunData(what)
+    model = build_model(what.model, what.training, data.transform, "meta")
+    return plan_in_words(sharded(model, what, data).plan)
+
+
+@pytest.fixture(scope="module")
+def of_two(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a plan for two ranks."""
+    path = tmp_path_factory.mktemp("plans") / "plan.json"
+    path.write_text(plan_to_json(plan_experiment(described(clicks), Topology(2, "cpu"))))
+    return path
+
+
+def test_a_file_is_kept_to(workers: Workers, clicks: Path, of_two: Path, tmp_path: Path) -> None:
+    made = plan_from_json(of_two.read_text())
+    assert made.world_size == 2
+    assert workers.run(spread, 2, described(clicks, plan=str(of_two))) == [plan_in_words(made)] * 2
+    older = tmp_path / "older.json"  # which does not say for how many ranks it is
+    older.write_text(plan_to_json(replace(made, world_size=None)))
+    assert "world_size" not in json.loads(older.read_text())
+    assert workers.run(spread, 2, described(clicks, plan=str(older))) == [plan_in_words(made)] * 2
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_file_for_another_number_of_ranks_is_refused(
+    workers: Workers, clicks: Path, of_two: Path, ranks: int
+) -> None:
+    for error in workers.run(spread, ranks, described(clicks, plan=str(of_two))):
+        assert isinstance(error, ValueError)
+        assert str(error) == (
+            f"`distributed.plan` '{of_two}': A plan should be for as many ranks as there are, {ranks}. "
+            f"Received one for 2. To make one of this model for {ranks} ranks: "
+            f"`torchrec plan EXPERIMENT --world-size {ranks}`."
+        )
+
+
+def test_what_a_file_does_not_fit_names_it(
+    workers: Workers, clicks: Path, of_two: Path, tmp_path: Path
+) -> None:
+    errors = [*workers.run(spread, 2, described(clicks, dim=8, plan=str(of_two)))]
+    older = tmp_path / "older.json"
+    older.write_text(plan_to_json(replace(plan_from_json(of_two.read_text()), world_size=None)))
+    errors += workers.run(spread, 1, described(clicks, plan=str(older)))
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff\xfe")
+    errors += workers.run(spread, 1, described(clicks, plan=str(binary)))
+    for error, file, words in zip(
+        errors,
+        (of_two, of_two, older, binary),
+        ("columns", "columns", "on ranks 0 to 0", "in UTF-8. Received byte 0xff at position 0."),
+        strict=True,
+    ):
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(f"`distributed.plan` '{file}': ")
+        assert words in str(error)
+        assert "`torchrec plan EXPERIMENT --world-size" in str(error)
+
+
+@pytest.mark.slow
+def test_going_on_with_another_number_of_ranks_needs_another_plan(
+    workers: Workers, clicks: Path, of_two: Path, tmp_path: Path
+) -> None:
+    folder, what = tmp_path / "run", described(clicks, plan=str(of_two))
+    first = workers.run(run, 2, what, folder)
+    (folder / "result.json").unlink()
+    for error in workers.run(run, 3, what, folder, True):
+        assert "Received one for 2. To make one of this model for 3 ranks" in str(error)
+    after = workers.run(run, 3, described(clicks), folder, True)
+    assert after[0].steps == first[0].steps
