@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rowwise.cli.console import console
-
-if TYPE_CHECKING:
-    from torchrec.distributed.planner.types import Calibration
 
 _CALIBRATE = "calibrate"
 _RATES = Path("rates.json")
@@ -45,7 +42,10 @@ def plan(
     ] = None,
     rates: Annotated[
         Path | None,
-        typer.Option(help="File of `torchrec plan calibrate`.", show_default="none: bandwidths"),
+        typer.Option(
+            help="File of `torchrec plan calibrate`.",
+            show_default="`distributed.rates`, or bandwidths",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -87,34 +87,32 @@ def plan(
             "`--processor-time` should be given to `torchrec plan calibrate`, whose file a plan takes. "
             f"Received it with {experiment}."
         )
-    from torchrec.distributed.planner.devices import topology_of
     from torchrec.distributed.sharding_plan import plan_to_json
     from torchrec.experiment.files import load_experiment
     from torchrec.files import write_file
     from torchrec.report.plan_page import write_plan
-    from torchrec.training.plan import plan_experiment
+    from torchrec.training.plan import plan_experiment, read_rates, topology_for
 
-    measured = None if rates is None else _read_rates(rates)
+    described = load_experiment(experiment, overrides or ())
+    section = described.distributed
+    measured = None if rates is None else read_rates(rates, "`--rates`")
     num_bytes = None if memory is None else int(memory * 2**30)
-    topology = topology_of(device, world_size, ranks_a_host, num_bytes, measured)
-    found = plan_experiment(load_experiment(experiment, overrides or ()), topology)
-    out = console()
-    for line in found.explain().splitlines():
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    topology = topology_for(section, world_size, ranks_a_host, device, num_bytes, measured)
+    found = plan_experiment(described, topology)
+    if section.plan != "auto":
+        _print(f"What `distributed.plan` auto finds, not the plan of {section.plan}:")
+    _print(*found.explain().splitlines())
     if output is not None:
         write_file(output, plan_to_json(found))
-        out.print(f"\nThe plan is in {output}.", markup=False)
+        _print(f"\nThe plan is in {output}.")
     if html is not None:
-        out.print(f"\nThe page is {write_plan(found, html, Path(experiment).stem)}.", markup=False)
+        _print(f"\nThe page is {write_plan(found, html, Path(experiment).stem)}.")
 
 
-def _read_rates(path: Path) -> Calibration:
-    from torchrec.distributed.planner.types import Calibration
-
-    try:
-        return Calibration.from_json(path.read_text("utf-8"))
-    except ValueError as error:  # text in another encoding is one, too
-        raise ValueError(f"{path}: {error}") from error
+def _print(*lines: str) -> None:
+    out = console()
+    for line in lines:
+        out.print(line, markup=False)
 
 
 def _calibrate(world_size: int, output: Path, processor_time: bool) -> None:
@@ -124,4 +122,4 @@ def _calibrate(world_size: int, output: Path, processor_time: bool) -> None:
     sizes = [size for size in (2, 4, 8, 16, 32) if size <= max(world_size, 2)]
     measured = calibrate(sizes, processor_time=processor_time)
     write_file(output, measured.to_json())
-    console().print(f"{measured.machine}: the rates are in {output}.", markup=False)
+    _print(f"{measured.machine}: the rates are in {output}.")

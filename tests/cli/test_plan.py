@@ -69,12 +69,28 @@ def test_rates_devices_and_keys_count(
     assert capsys.readouterr().out.startswith("16 ranks, cuda")
 
 
+def test_keys_of_the_section_count(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rates.json").write_text(RATES.to_json())
+    with experiment.open("a") as file:
+        file.write("distributed: {rates: rates.json, plan: plan.json}\n")  # beside the file
+    assert cli.main(["plan", str(experiment)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    plan = tmp_path / "plan.json"
+    assert lines[0] == f"What `distributed.plan` auto finds, not the plan of {plan}:"
+    assert "(measured rates)" in lines[1]
+    assert cli.main(["plan", str(experiment), "--rates", str(experiment)]) == 2  # which comes first
+    assert cli.main(["plan", str(experiment), "--device", "h100", "-o", str(plan)]) == 0
+    assert plan_from_json(plan.read_text()).world_size == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--device", "tpu"], "`device` should be one of cpu, v100"),
         (["--device", "h100", "--rates", "RATES"], "`rates` should be measured on the device"),
-        (["--rates", "EXPERIMENT"], "small.yaml: A calibration should be JSON"),
+        (["--rates", "EXPERIMENT"], "small.yaml': A calibration should be JSON"),
         (["--processor-time"], "`--processor-time` should be given to `torchrec plan calibrate`"),
         (["--memory", "0.001", "model.dim=4096"], "Rank 0 should have memory left for tables"),
     ],

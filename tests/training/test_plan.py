@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.planner.test_calibrate import RATES
 from tests.distributed.ranks import Workers
 from tests.training.test_run import experiment, run
 from torchrec.distributed.planner import Topology
 from torchrec.distributed.sharding_plan import plan_from_json, plan_to_json
 from torchrec.experiment.build import build_model
 from torchrec.experiment.schema import Experiment
-from torchrec.training.plan import plan_experiment, sharded
+from torchrec.training.plan import plan_experiment, sharded, topology_for
 from torchrec.training.rank_facts import plan_in_words
 from torchrec.training.run_data import RunData
 
@@ -55,6 +56,7 @@ def of_two(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_is_kept_to(workers: Workers, clicks: Path, of_two: Path, tmp_path: Path) -> None:
     made = plan_from_json(of_two.read_text())
     assert made.world_size == 2
@@ -100,6 +102,46 @@ def test_what_a_file_does_not_fit_names_it(
         assert "`torchrec plan EXPERIMENT --world-size" in str(error)
 
 
+def found(what: Experiment) -> tuple[float, bool]:
+    """Return what a run on ranks expects of a step, and whether that goes by measured rates."""
+    data = RunData(what)
+    model = build_model(what.model, what.training, data.transform, "meta")
+    report = sharded(model, what, data).plan.report
+    assert report is not None
+    return report.step_ms, report.is_measured
+
+
+def test_a_plan_counts_what_travels_as_a_run_finds_it(workers: Workers, clicks: Path) -> None:
+    def planned(what: Experiment) -> float:
+        report = plan_experiment(what, topology_for(what.distributed, 2)).report
+        assert report is not None
+        return report.step_ms
+
+    plain, exact = described(clicks, dim=64), described(clicks, dim=64, exact=True)
+    half = described(clicks, dim=64, forward_precision="fp16", backward_precision="fp16")
+    assert planned(half) < planned(plain)
+    for what in (plain, half, exact):
+        assert workers.run(found, 2, what)[0] == (planned(what), False)
+
+
+def test_rates_are_those_of_the_file(workers: Workers, clicks: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(RATES.to_json())
+    what = described(clicks, rates=str(path))
+    report = plan_experiment(what, topology_for(what.distributed, 2)).report
+    assert report is not None
+    assert workers.run(found, 2, what) == [(report.step_ms, True)] * 2
+    faster = replace(RATES, step_ms_alone=0.0)
+    assert topology_for(what.distributed, 2).rates == RATES
+    assert topology_for(what.distributed, 2, rates=faster).rates == faster
+    assert topology_for(what.distributed, 2, device="h100").rates is None
+    path.write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"`distributed.rates` '.*rates.json': A calibration should"
+    ):
+        topology_for(what.distributed, 2)
+
+
 @pytest.mark.slow
 def test_going_on_with_another_number_of_ranks_needs_another_plan(
     workers: Workers, clicks: Path, of_two: Path, tmp_path: Path
@@ -109,5 +151,7 @@ def test_going_on_with_another_number_of_ranks_needs_another_plan(
     (folder / "result.json").unlink()
     for error in workers.run(run, 3, what, folder, True):
         assert "Received one for 2. To make one of this model for 3 ranks" in str(error)
-    after = workers.run(run, 3, described(clicks), folder, True)
+    rates = tmp_path / "rates.json"
+    rates.write_text(RATES.to_json())
+    after = workers.run(run, 3, described(clicks, rates=str(rates)), folder, True)
     assert after[0].steps == first[0].steps

@@ -37,6 +37,11 @@ class DistributedSection(Section):
         description="where the tables are: `auto`, or a file of `torchrec plan --output`, relative to "
         "the experiment file",
     )
+    rates: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="what `auto` goes by on the CPU: a file of `torchrec plan calibrate`, relative to the "
+        "experiment file; none: bandwidths",
+    )
     constraints: dict[str, PlacementSection] = Field(
         default={}, description="by table, what `auto` has to keep to"
     )

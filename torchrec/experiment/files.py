@@ -204,12 +204,15 @@ def _fill_empty_sections(values: dict[str, object]) -> None:
 
 
 def _make_absolute(values: dict[str, object], folder: Path) -> None:
-    """Join the paths of data and plan with the folder that they are relative to."""
+    """Join the paths of data, plan and rates with the folder that they are relative to."""
     section = values.get("distributed")
-    if isinstance(section, dict) and isinstance(section.get("plan"), str):
-        plan = section["plan"]
-        if plan not in ("", "auto"):
-            values["distributed"] = {**section, "plan": _absolute(folder, plan)}
+    if isinstance(section, dict):
+        paths = {name: section[name] for name in ("plan", "rates") if name in section}
+        values["distributed"] = section | {
+            name: _absolute(folder, path)
+            for name, path in paths.items()
+            if isinstance(path, str) and path and (name, path) != ("plan", "auto")
+        }
     features = values.get("features")
     if isinstance(features, dict):
         values["features"] = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -20,16 +21,61 @@ from torchrec.distributed.fbgemm_qcomm_codec import (
 )
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.devices import topology_of
+from torchrec.distributed.planner.types import Calibration
 from torchrec.distributed.sharding_plan import get_default_sharders, plan_from_json
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.experiment.build import table_optimizer
+from torchrec.experiment.distributed import DistributedSection
 from torchrec.experiment.schema import Experiment
 from torchrec.models import registry
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.training.run_data import RunData
 
-__all__ = ["plan_experiment", "sharded"]
+__all__ = ["plan_experiment", "read_rates", "sharded", "topology_for"]
+
+
+def topology_for(
+    section: DistributedSection,
+    world_size: int,
+    local_world_size: int | None = None,
+    device: str = "cpu",
+    memory: int | None = None,
+    rates: Calibration | None = None,
+) -> Topology:
+    """Return the ranks that an experiment is planned for.
+
+    Args:
+        section: of the experiment.
+        world_size: how many there are.
+        local_world_size: how many a host has. Default: as `topology_of` says.
+        device: one of `torchrec.distributed.planner.devices.DEVICES`.
+        memory: bytes of a rank. Default: as `topology_of` says.
+        rates: how long things take. Default: on the CPU those of the section, or what bandwidths come to.
+
+    Raises:
+        ValueError: if the rates of the section are not those of a file, or the device is not known.
+    """
+    if rates is None and section.rates is not None and device == "cpu":
+        rates = read_rates(Path(section.rates), "`distributed.rates`")
+    return topology_of(device, world_size, local_world_size, memory, rates)
+
+
+def read_rates(path: Path, name: str) -> Calibration:
+    """Read a file of `torchrec plan calibrate`.
+
+    Args:
+        path: of the file.
+        name: what errors call it.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        return Calibration.from_json(_text_of(path))
+    except ValueError as error:
+        raise ValueError(f"{name} '{path}': {error}") from error
 
 
 def plan_experiment(experiment: Experiment, topology: Topology) -> ShardingPlan:
@@ -39,10 +85,10 @@ def plan_experiment(experiment: Experiment, topology: Topology) -> ShardingPlan:
 
     Args:
         experiment: what would be trained.
-        topology: the ranks.
+        topology: the ranks, as `topology_for` gives them.
 
     Returns:
-        the plan, which can be explained.
+        the plan, which can be explained; what a run finds on such ranks by itself.
 
     Raises:
         PlannerError: if the tables do not fit.
@@ -52,7 +98,8 @@ def plan_experiment(experiment: Experiment, topology: Topology) -> ShardingPlan:
     model = registry.build_model(
         experiment.model, data.transform, table_optimizer(experiment.training), device="meta"
     )
-    return _planner(experiment, data, model, topology).plan(model, get_default_sharders())
+    planner = _planner(experiment, data, model, topology)
+    return planner.plan(model, _sharders(experiment.distributed))
 
 
 def sharded(model: nn.Module, experiment: Experiment, data: RunData) -> DistributedModelParallel:
@@ -67,26 +114,26 @@ def sharded(model: nn.Module, experiment: Experiment, data: RunData) -> Distribu
         PlannerError: if there is no plan.
         ValueError: if the plan is not of this model and so many ranks, or the model cannot be spread.
     """
-    section = experiment.distributed
+    section, ranks = experiment.distributed, dist.get_world_size()
+    sharders = _sharders(section)
+    if section.plan == "auto":
+        topology = topology_for(section, ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+        plan = _planner(experiment, data, model, topology).collective_plan(model, sharders)
+        return DistributedModelParallel(convert_sync_batchnorm(model), plan=plan, sharders=sharders)
+    with _naming_plan(section.plan, ranks):
+        plan = _read_plan(Path(section.plan), ranks)
+        return DistributedModelParallel(convert_sync_batchnorm(model), plan=plan, sharders=sharders)
+
+
+def _sharders(section: DistributedSection) -> list[ModuleSharder[Any]]:
+    """Return who spreads the tables, with what travels between ranks as the section says."""
     precision = QCommsConfig(
         forward_precision=CommType[section.forward_precision.upper()],
         backward_precision=CommType[section.backward_precision.upper()],
     )
     plain = section.forward_precision == section.backward_precision == "fp32"
     codecs = None if plain else get_qcomm_codecs_registry(precision)
-    sharders = get_default_sharders(codecs, section.exact)
-    ranks = dist.get_world_size()
-    if section.plan == "auto":
-        topology = Topology(
-            world_size=ranks,
-            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", ranks)),
-            compute_device="cpu",
-        )
-        plan = _planner(experiment, data, model, topology).collective_plan(model, sharders)
-        return DistributedModelParallel(convert_sync_batchnorm(model), plan=plan, sharders=sharders)
-    with _naming_plan(section.plan, ranks):
-        plan = _read_plan(Path(section.plan), ranks)
-        return DistributedModelParallel(convert_sync_batchnorm(model), plan=plan, sharders=sharders)
+    return get_default_sharders(codecs, section.exact)
 
 
 @contextmanager
@@ -102,17 +149,21 @@ def _naming_plan(file: str, ranks: int) -> Iterator[None]:
 
 
 def _read_plan(path: Path, ranks: int) -> ShardingPlan:
-    try:
-        plan = plan_from_json(path.read_text("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"A plan should be JSON in UTF-8. Received byte {error.object[error.start]:#x} at position {error.start}."
-        ) from error
+    plan = plan_from_json(_text_of(path))
     if plan.world_size not in (None, ranks):
         raise ValueError(
             f"A plan should be for as many ranks as there are, {ranks}. Received one for {plan.world_size}."
         )
     return plan
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"It should be JSON in UTF-8. Received byte {error.object[error.start]:#x} at position {error.start}."
+        ) from error
 
 
 def _planner(

@@ -30,6 +30,7 @@ _FREE = (
     "training.keep_checkpoints",
     "training.tensorboard",
     "distributed.plan",
+    "distributed.rates",
     "distributed.constraints",
     "distributed.timeout",
 )
