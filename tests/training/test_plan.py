@@ -14,6 +14,7 @@ from tests.distributed.planner.test_calibrate import RATES
 from tests.distributed.ranks import Workers
 from tests.training.test_run import experiment, run
 from torchrec.distributed.planner import Topology
+from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.sharding_plan import plan_from_json, plan_to_json
 from torchrec.experiment.build import build_model
 from torchrec.experiment.schema import Experiment
@@ -140,6 +141,34 @@ def test_rates_are_those_of_the_file(workers: Workers, clicks: Path, tmp_path: P
         ValueError, match=r"`distributed.rates` '.*rates.json': A calibration should"
     ):
         topology_for(what.distributed, 2)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"ranks": [5]}, "should have `ranks` from 0 to 1. Received [5]."),
+        ({"sharding_types": ["rows"]}, "should have a sharding type that its sharder knows"),
+        ({"together_with": "nobody"}, "should go together with a table of the model"),
+        ({"ranks": [0], "forbidden_ranks": [0]}, "should be allowed on ranks"),
+    ],
+    ids=["ranks", "types", "together", "nowhere"],
+)
+def test_wishes_that_cannot_be_name_their_key(
+    workers: Workers, clicks: Path, wish: dict[str, Any], message: str
+) -> None:
+    what = described(clicks, constraints={"user": wish})
+    with pytest.raises(PlannerError) as raised:
+        plan_experiment(what, topology_for(what.distributed, 2))
+    said = str(raised.value)
+    assert said.startswith("`distributed.constraints`: Table 'user' of module 'sparse_arch")
+    assert message in said
+    assert [str(error) for error in workers.run(spread, 2, what)] == [said, said]
+
+
+def test_what_has_no_room_is_not_for_wishes(clicks: Path) -> None:
+    what = described(clicks, constraints={"user": {"ranks": [0]}})
+    with pytest.raises(PlannerError, match=r"^Rank 0 should have memory left for tables"):
+        plan_experiment(what, topology_for(what.distributed, 2, memory=10))
 
 
 @pytest.mark.slow

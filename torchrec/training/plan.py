@@ -22,7 +22,7 @@ from torchrec.distributed.fbgemm_qcomm_codec import (
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.devices import topology_of
-from torchrec.distributed.planner.types import Calibration
+from torchrec.distributed.planner.types import Calibration, PlannerError, PlannerErrorType
 from torchrec.distributed.sharding_plan import get_default_sharders, plan_from_json
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.experiment.build import table_optimizer
@@ -34,6 +34,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.training.run_data import RunData
 
 __all__ = ["plan_experiment", "read_rates", "sharded", "topology_for"]
+
+_OF_WISHES = (PlannerErrorType.INPUT_VALIDATION, PlannerErrorType.STRICT_CONSTRAINTS)
 
 
 def topology_for(
@@ -99,7 +101,8 @@ def plan_experiment(experiment: Experiment, topology: Topology) -> ShardingPlan:
         experiment.model, data.transform, table_optimizer(experiment.training), device="meta"
     )
     planner = _planner(experiment, data, model, topology)
-    return planner.plan(model, _sharders(experiment.distributed))
+    with _naming_constraints(experiment.distributed):
+        return planner.plan(model, _sharders(experiment.distributed))
 
 
 def sharded(model: nn.Module, experiment: Experiment, data: RunData) -> DistributedModelParallel:
@@ -118,7 +121,9 @@ def sharded(model: nn.Module, experiment: Experiment, data: RunData) -> Distribu
     sharders = _sharders(section)
     if section.plan == "auto":
         topology = topology_for(section, ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
-        plan = _planner(experiment, data, model, topology).collective_plan(model, sharders)
+        planner = _planner(experiment, data, model, topology)
+        with _naming_constraints(section):
+            plan = planner.collective_plan(model, sharders)
         return DistributedModelParallel(convert_sync_batchnorm(model), plan=plan, sharders=sharders)
     with _naming_plan(section.plan, ranks):
         plan = _read_plan(Path(section.plan), ranks)
@@ -134,6 +139,17 @@ def _sharders(section: DistributedSection) -> list[ModuleSharder[Any]]:
     plain = section.forward_precision == section.backward_precision == "fp32"
     codecs = None if plain else get_qcomm_codecs_registry(precision)
     return get_default_sharders(codecs, section.exact)
+
+
+@contextmanager
+def _naming_constraints(section: DistributedSection) -> Iterator[None]:
+    """Let errors about wishes for a table name the key that they are from."""
+    try:
+        yield
+    except PlannerError as error:
+        if not section.constraints or error.error_type not in _OF_WISHES:
+            raise
+        raise PlannerError(f"`distributed.constraints`: {error}", error.error_type) from error
 
 
 @contextmanager
