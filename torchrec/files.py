@@ -121,6 +121,25 @@ def write_file(path: str | os.PathLike[str], text: str, *, durable: bool = False
             beside.unlink(missing_ok=True)
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out whether `write_file` can write a file, before hours of work for it.
+
+    Args:
+        path: of the file; missing folders are made.
+
+    Raises:
+        OSError: it cannot be written; names ``path``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        beside.touch()
+        beside.unlink()
+
+
 @contextmanager
 def write_folder(
     folder: str | os.PathLike[str],

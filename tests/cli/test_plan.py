@@ -92,9 +92,20 @@ def test_keys_of_the_section_count(
         (["--device", "h100", "--rates", "RATES"], "`rates` should be measured on the device"),
         (["--rates", "EXPERIMENT"], "small.yaml': A calibration should be JSON"),
         (["--processor-time"], "`--processor-time` should be given to `torchrec plan calibrate`"),
+        (["--memory", "inf"], "Invalid value for '--memory'"),
+        (["--memory", "nan"], "Invalid value for '--memory'"),
+        (["-o", "EXPERIMENT"], "`--output` should be a file of its own. Received"),
+        (["-o", "DATA"], "clicks.csv', a file that is read."),
+        (["--html", "RATES", "--rates", "RATES"], "rates.json', a file that is read."),
+        (["-o", "x.out", "--html", "./x.out"], "Received 'x.out', that of `--output`."),
+        (["-o", "DATA/plan.json"], "plan.json"),
+        (["--html", "."], "'.': Is a directory."),
         (["--memory", "0.001", "model.dim=4096"], "Rank 0 should have memory left for tables"),
     ],
-    ids=["device", "rates", "file", "clock", "memory"],
+    ids=[
+        *("device", "rates", "file", "clock", "infinite", "no number"),
+        *("experiment", "data", "read", "same", "no folder", "folder", "memory"),
+    ],
 )
 def test_mistakes_are_one_line(
     arguments: list[str],
@@ -105,9 +116,40 @@ def test_mistakes_are_one_line(
 ) -> None:
     rates = tmp_path / "rates.json"
     rates.write_text(RATES.to_json())
-    places = {"RATES": str(rates), "EXPERIMENT": str(experiment)}
-    given = [places.get(argument, argument) for argument in arguments]
+    data = experiment.with_name("clicks.csv")
+    places = {"RATES": str(rates), "EXPERIMENT": str(experiment), "DATA": str(data)}
+    given = [
+        "/".join([places.get(first, first), *rest])
+        for first, *rest in (argument.split("/") for argument in arguments)
+    ]
     assert cli.main(["plan", str(experiment), *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"clicks.csv", "rates.json", "small.yaml"}
+    assert rates.read_text() == RATES.to_json()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["foo=3", "--device", "h100"], "Received KEY=VALUE foo=3, --device h100."),
+        (["--html", "x", "--rates", "r"], "Received --rates r, --html x."),
+        (["--memory", "2", "--ranks-a-host", "4"], "Received --ranks-a-host 4, --memory 2.0."),
+        (["--world-size", "1"], "`--world-size` should be 2 or more for `torchrec plan calibrate`"),
+        (["-o", "."], "'.': Is a directory."),
+        (["-o", "/dev/null/rates.json"], "'/dev/null/rates.json': "),
+    ],
+    ids=["keys", "page", "memory", "ranks", "folder", "no folder"],
+)
+def test_a_calibration_that_cannot_be_does_not_begin(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torchrec.distributed.planner.calibrate.calibrate", None)
+    assert cli.main(["plan", "calibrate", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

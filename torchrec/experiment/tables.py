@@ -36,6 +36,23 @@ def cache_folder(output: str | os.PathLike[str]) -> Path:
     return Path(output).parent / _FOLDER
 
 
+def files_of(data: DataSection) -> list[DataFile]:
+    """Return the files that a section reads, those of further tables among them.
+
+    Args:
+        data: the section.
+
+    Raises:
+        ValueError: a pattern finds nothing, or a file is not what it should be.
+    """
+    tables = [(table.files, table.format) for table in data.tables.values()]
+    tables += [([table], "auto") for table in data.join if table not in data.tables]
+    rows = [(paths, data.format) for paths in (data.train, data.valid, data.test)]
+    return [
+        file for paths, form in (*rows, *tables) if paths for file in resolve_files(paths, form)
+    ]
+
+
 def is_made(data: DataSection, files: Sequence[DataFile]) -> bool:
     """Say whether Parquet is made of files: by SQL, of JSON, or of text that is to be parsed once."""
     by_sql = data.query is not None or bool(data.join) or bool(data.histories)
