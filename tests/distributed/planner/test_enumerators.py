@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,17 +120,41 @@ def test_ranks_of_wishes_are_checked():
         ("pooling_factors", [float("nan")], "of 0 or more. Received nan"),
         ("pooling_factors", [1.0, 2.0], r"of one or each of its features \['t'\]. Received 2"),
         ("num_poolings", [-2.0], "of 0 or more. Received -2.0"),
-        ("batch_sizes", [-8], "of 0 or more. Received -8"),
+        ("batch_sizes", [-8], "of 1 or more. Received -8"),
+        ("batch_sizes", [0], "of 1 or more. Received 0"),
+        ("batch_sizes", [8.0], r"as a list of whole numbers. Received \[8.0\]"),
+        ("pooling_factors", ["3"], r"as a list of numbers. Received \['3'\]"),
+        ("pooling_factors", 3.0, "as a list of numbers. Received 3.0"),
+        ("ranks", 1, "as a list of whole numbers. Received 1"),
+        ("forbidden_ranks", [0.5], r"as a list of whole numbers. Received \[0.5\]"),
+        ("sharding_types", "table_wise", "as a list of text. Received 'table_wise'"),
+        ("compute_kernels", "fused", "as a list of text. Received 'fused'"),
+        ("together_with", ["b"], r"as text. Received \['b'\]"),
+        ("feature_names", ["q"], r"of \['t'\]. Received \['q'\]"),
+        ("min_partition", [8], r"as a whole number. Received \[8\]"),
         ("min_partition", 0, "of 1 or more. Received 0"),
         ("min_partition", -4, "of 1 or more. Received -4"),
     ],
 )
-def test_numbers_of_wishes_are_checked(field, value, message):
+def test_values_of_wishes_are_checked(field, value, message):
     wishes = {"t": ParameterConstraints(**{field: value})}
     with pytest.raises(
         PlannerError, match=f"Table 't' of module '' should have `{field}` {message}"
     ):
         ways(model(t=(10, 4)), wishes)
+
+
+def test_wishes_are_of_their_type_and_for_others():
+    title = "Table 't' of module '' should "
+    with pytest.raises(PlannerError, match=f"{title}have its wishes as ParameterConstraints"):
+        ways(model(t=(10, 4)), {"t": {"ranks": [0]}})
+    alone = {"t": ParameterConstraints(together_with="t")}
+    with pytest.raises(PlannerError, match=f"{title}go together with another table. Received"):
+        ways(model(t=(10, 4)), alone)
+    given = ParameterConstraints(
+        sharding_types=("table_wise",), ranks=range(2), batch_sizes=[np.int64(8)]
+    )
+    assert len(ways(model(t=(10, 4)), {"t": given})) == 1
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_other_memory_is_another_topology():
     [
         ({"compute_device": "tpu"}, r"one of cuda, cpu, mtia. Received 'tpu'"),
         ({"world_size": 0}, r"`world_size` should be at least 1. Received 0"),
+        ({"local_world_size": -1}, r"`local_world_size` should be at least 1. Received -1"),
+        ({"pod_size": -2}, r"`pod_size` should be at least 1. Received -2"),
     ],
 )
 def test_ranks_that_cannot_be(options, message):

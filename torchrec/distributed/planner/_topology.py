@@ -201,6 +201,9 @@ class Topology:
             )
         if world_size < 1:
             raise ValueError(f"`world_size` should be at least 1. Received {world_size}.")
+        for name, size in (("local_world_size", local_world_size), ("pod_size", pod_size)):
+            if size is not None and size < 0:  # 0 is the default
+                raise ValueError(f"`{name}` should be at least 1. Received {size}.")
         self.rates = rates
         self._world_size = world_size
         self._compute_device = compute_device

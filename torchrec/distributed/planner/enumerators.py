@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from torchrec.distributed.planner._options import (
     ShardingOption,
 )
 from torchrec.distributed.planner._topology import Topology
+from torchrec.distributed.planner._wishes import check_wishes
 from torchrec.distributed.planner.constants import DEFAULT_PERF_ESTIMATOR, POOLING_FACTOR
 from torchrec.distributed.planner.shard_estimators import (
     EmbeddingPerfEstimator,
@@ -198,7 +198,8 @@ class _TableOptions:
             batch_size: samples a rank.
             facts: of the collection.
         """
-        self._check()
+        features = facts.features.get(self.name)
+        check_wishes(self.title, self.name, self._wishes, self._topology, features)
         found: dict[tuple[object, ...], ShardingOption] = {}
         for kind, kernel in self._allowed(facts.is_managed):
             option = self._option(kind, kernel, batch_size, facts)
@@ -226,38 +227,6 @@ class _TableOptions:
         is_copy = option.sharding_type == ShardingType.DATA_PARALLEL.value
         shards = tuple((*shard.size, *shard.offset) for shard in option.shards)
         return by, is_copy, by is PartitionByType.HOST and by_rows, shards
-
-    def _check(self) -> None:
-        wishes, topology = self._wishes, self._topology
-        if wishes.use_virtual_table:
-            raise PlannerError(
-                f"{self.title} should not have `use_virtual_table`: there are no virtual tables.",
-                PlannerErrorType.INPUT_VALIDATION,
-            )
-        if wishes.device_group not in (None, topology.compute_device):
-            raise PlannerError(
-                f"{self.title} should be for devices of type {topology.compute_device!r}, as the topology is. "
-                f"Received device_group={wishes.device_group!r}.",
-                PlannerErrorType.INPUT_VALIDATION,
-            )
-        for field, ranks in (("ranks", wishes.ranks), ("forbidden_ranks", wishes.forbidden_ranks)):
-            if ranks is not None and not set(ranks) <= set(range(topology.world_size)):
-                raise PlannerError(
-                    f"{self.title} should have `{field}` from 0 to {topology.world_size - 1}. Received {ranks}.",
-                    PlannerErrorType.INPUT_VALIDATION,
-                )
-        for field, numbers, least in (
-            ("pooling_factors", wishes.pooling_factors, 0),
-            ("num_poolings", wishes.num_poolings, 0),
-            ("batch_sizes", wishes.batch_sizes, 0),
-            ("min_partition", None if wishes.min_partition is None else [wishes.min_partition], 1),
-        ):
-            for number in numbers or ():
-                if not least <= number < math.inf:  # NaN neither
-                    raise PlannerError(
-                        f"{self.title} should have `{field}` of {least} or more. Received {number}.",
-                        PlannerErrorType.INPUT_VALIDATION,
-                    )
 
     def _allowed(self, is_managed: bool) -> Iterator[tuple[ShardingType, str]]:
         device, wished = self._topology.compute_device, self._wishes.sharding_types
