@@ -122,6 +122,25 @@ def test_memory_that_is_more_would_do_and_does():
         plan(tables, 2, 20_000 + int(float(found[1]) * 1024) - 10, wishes)
 
 
+def test_memory_that_would_do_is_about_the_least():
+    tables = model(big=(1000, 64))
+    wishes = {"big": ParameterConstraints(**WHOLE)}
+    memory = 100_000
+
+    def planner(more: int) -> EmbeddingShardingPlanner:  # which keeps 15 % of all memory free
+        topology = Topology(1, "cpu", ddr_cap=memory + more)
+        return EmbeddingShardingPlanner(topology, 1, constraints=wishes)
+
+    with pytest.raises(PlannerError) as caught:
+        planner(0).plan(tables, [TableSharder()])
+    found = re.search(r"([\d.]+) KiB more memory on each rank", str(caught.value))
+    assert found is not None, caught.value
+    more = int(float(found[1]) * 1024)
+    planner(more + 2).plan(tables, [TableSharder()])
+    with pytest.raises(PlannerError):
+        planner(int(0.95 * more)).plan(tables, [TableSharder()])
+
+
 def test_what_all_tables_lack_counts_and_what_was_not_tried_is_not_denied(monkeypatch):
     names = [f"t{number}" for number in range(20)]
     tables = model(**dict.fromkeys(names, (100, 64)))

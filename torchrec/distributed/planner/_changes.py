@@ -18,6 +18,8 @@ __all__ = ["Change", "changes_that_fit", "with_half_weights"]
 
 # Seconds that are spent on looking for a change of a kind; one is tried in any case.
 _SECONDS = 4.0
+# How often the range is halved in which the least memory is that would do.
+_HALVINGS = 4
 _BY_COLUMNS = (
     ShardingType.COLUMN_WISE,
     ShardingType.TABLE_COLUMN_WISE,
@@ -66,7 +68,6 @@ def changes_that_fit(
         _other_types(table, topology, constraints, sharding_types),
         _half(table, topology, constraints),
         _more_ranks(shortage, topology, constraints),
-        _more_memory(shortage, topology, constraints),
     ]
     found, all_tried = list[str](), True
     for kind in kinds:
@@ -78,7 +79,12 @@ def changes_that_fit(
             if fits(change):
                 found.append(change.text)
                 break
-    return found, all_tried
+    factor, tried = _least_factor(
+        lambda factor: fits(_more_memory(factor, shortage, topology, constraints))
+    )
+    if factor is not None:
+        found.append(_more_memory(factor, shortage, topology, constraints).text)
+    return found, all_tried and tried
 
 
 def with_half_weights(space: Sequence[ShardingOption], table: str) -> list[ShardingOption]:
@@ -151,17 +157,37 @@ def _more_ranks(
         yield Change(text, topology.with_ranks(ranks + more), constraints)
 
 
+def _least_factor(fits: Callable[[float], bool]) -> tuple[float | None, bool]:
+    """Return about the least number that fits, and whether there was time to find out that none does."""
+    deadline, low = time.monotonic() + _SECONDS, 1.0
+    for high in (1.0, 1.25, 2.0, 4.0, 8.0, 16.0):
+        if high > 1 and time.monotonic() > deadline:
+            return None, False
+        if fits(high):
+            break
+        low = high
+    else:
+        return None, True
+    for _ in range(_HALVINGS):
+        if high == low or time.monotonic() > deadline:
+            break
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high, True
+
+
 def _more_memory(
-    shortage: Shortage, topology: Topology, constraints: Mapping[str, ParameterConstraints]
-) -> Iterator[Change]:
-    """From what is missing for the table, or on average for all, on."""
-    on_host = topology.compute_device == "cpu"
+    factor: float,
+    shortage: Shortage,
+    topology: Topology,
+    constraints: Mapping[str, ParameterConstraints],
+) -> Change:
+    """So many times what is missing for the table, or on average for all."""
     average = math.ceil((shortage.needed - shortage.room) / topology.world_size)
-    for factor in (1, 1.25, 2, 4, 8, 16):
-        more = round_up_bytes(max(shortage.missing, average, 1) * factor)
-        extra = Storage(0, more) if on_host else Storage(more, 0)
-        yield Change(
-            f"{bytes_to_text(more)} more memory on each rank",
-            topology.with_storage(lambda storage: storage + extra),  # noqa: B023
-            constraints,
-        )
+    more = round_up_bytes(max(shortage.missing, average, 1) * factor)
+    extra = Storage(0, more) if topology.compute_device == "cpu" else Storage(more, 0)
+    return Change(
+        f"{bytes_to_text(more)} more memory on each rank",
+        topology.with_storage(lambda storage: storage + extra),
+        constraints,
+    )
