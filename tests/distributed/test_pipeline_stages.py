@@ -232,6 +232,7 @@ def spoilt():
     return found, tables.ahead
 
 
+@pytest.mark.slow  # its processes take long to end
 def test_a_batch_that_one_rank_cannot_use_is_an_error_where_all_call_the_model_with_theirs():
     one, other = run(spoilt, 2, timeout=30)
     assert one == other
