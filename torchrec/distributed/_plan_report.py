@@ -100,7 +100,7 @@ class Alternative:
 
     Attributes:
         sharding_type: value of a `ShardingType`.
-        ms: what a step would take beside messages; None: it does not fit.
+        ms: what tables and messages would take of a step; None: it does not fit.
         missing: bytes that a rank lacks for it, if it does not fit.
         rank: which rank, then.
     """
@@ -329,8 +329,9 @@ class PlanReport:
             return (
                 f"{other.sharding_type} lacks {bytes_to_text(other.missing)} on rank {other.rank}"
             )
-        more = other.ms - self.tables_ms
-        return f"{other.sharding_type} {'as long' if abs(more) < 5e-7 else f'+{_ms(more)}'}"
+        more = other.ms - self.tables_ms - self.fixed_ms
+        sign = "-" if more < 0 else "+"
+        return f"{other.sharding_type} {'as long' if abs(more) < 5e-6 else sign + _ms(abs(more))}"
 
 
 def _ms(ms: float) -> str:

@@ -83,15 +83,28 @@ def sizes(plan: ShardingPlan, table: str = "t") -> list[list[int]]:
     return [shard.shard_sizes for shard in plan.plan["sparse"][table].sharding_spec.shards]
 
 
-def test_without_wishes_whole_tables_balance_bytes():
-    plan = plan_of(Model(a=(10, 16), b=(100, 16), c=(50, 16), d=(60, 16)))
+EXCHANGED = ParameterConstraints(
+    sharding_types=[kind.value for kind in ShardingType if kind is not ShardingType.DATA_PARALLEL]
+)
+
+
+def test_small_tables_without_an_optimizer_are_copied_as_that_spares_all_messages():
+    plan = plan_of(Model(a=(10, 16), b=(100, 16)))
+    assert types(plan) == dict.fromkeys("ab", "data_parallel")
+    assert plan.report.fixed_ms == 0
+
+
+def test_whole_tables_balance_bytes():
+    wishes = dict.fromkeys("abcd", EXCHANGED)
+    plan = plan_of(Model(a=(10, 16), b=(100, 16), c=(50, 16), d=(60, 16)), 2, wishes)
     assert types(plan) == dict.fromkeys("abcd", "table_wise")
     # 100 goes first, then 60, 50, 10, each to the rank that has least.
     assert ranks(plan) == {"a": [0], "b": [0], "c": [1], "d": [1]}
 
 
 def test_equal_tables_go_round():
-    plan = plan_of(Model(**{f"t{i}": (10, 4) for i in range(5)}), world_size=3)
+    tables = {f"t{i}": (10, 4) for i in range(5)}
+    plan = plan_of(Model(**tables), 3, dict.fromkeys(tables, EXCHANGED))
     assert [ranks(plan)[f"t{i}"] for i in range(5)] == [[0], [1], [2], [0], [1]]
 
 
@@ -535,7 +548,7 @@ def test_an_error_of_the_first_rank_is_that_of_all():
     errors = run(_collective, 3, True, False)
     assert {type(error) for error in errors} == {PlannerError}
     assert len({str(error) for error in errors}) == 1
-    assert "Table 'a' of module 'sparse' should fit" in str(errors[0])
+    assert "Table 'b' of module 'sparse' should fit" in str(errors[0])
 
 
 def test_without_a_process_group_each_plans_for_itself():

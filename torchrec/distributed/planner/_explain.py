@@ -14,12 +14,12 @@ from torchrec.distributed._plan_report import (
     TableReport,
 )
 from torchrec.distributed.planner._dense import DensePart, Layers
-from torchrec.distributed.planner._messages import messages_ms
+from torchrec.distributed.planner._messages import messages_ms, messages_ns, shares_of
 from torchrec.distributed.planner._options import ShardingOption
-from torchrec.distributed.planner._placing import by_time, least_missing, take
+from torchrec.distributed.planner._placing import by_compute, by_time, least_missing, take
 from torchrec.distributed.planner._problem import Candidate, Choice, Load, Unit
 from torchrec.distributed.planner._rates import rates_of
-from torchrec.distributed.planner._search_space import candidates_of, part_of, room_beside
+from torchrec.distributed.planner._search_space import candidates_of, own_unit, part_of
 from torchrec.distributed.planner._solutions import Solution
 from torchrec.distributed.planner._step_memory import rank_memory
 from torchrec.distributed.planner._tables import by_table
@@ -67,9 +67,9 @@ def report_of(
         made_from: digest of what it was made from.
         layers: of the model.
     """
-    choices = {(option.path, option.name): _choice(option) for option in options}
-    own = sum(option.own_bytes for option in options)
-    load = Load([part_of(storage) for storage in room_beside(own, left)])
+    choices = {(o.path, o.name): _choice(o, topology) for o in options}
+    room = [part_of(device.storage) for device in left.devices]
+    load = Load(room, messages_ns(options, topology))
     for choice in choices.values():
         load.add_choice(choice)
     candidates = {(of_table[0].path, of_table[0].name): of_table for of_table in by_table(space)}
@@ -194,20 +194,25 @@ def _others(
 
 
 def _alternative(option: ShardingOption, candidate: Candidate, load: Load) -> Alternative:
-    placed = take(load, candidate, by_time)
-    if placed is None:
+    steps = []
+    for key in (by_time, by_compute):  # as the search does
+        placed = take(load, candidate, key)
+        if placed is not None:
+            steps.append(load.score[0])
+            load.add_choice(placed, -1)
+    if not steps:
         missing, rank = least_missing(load, candidate)
         return Alternative(option.sharding_type, None, missing, rank)
-    step = load.score[0]
-    load.add_choice(placed, -1)
-    return Alternative(option.sharding_type, step / 1e6)
+    return Alternative(option.sharding_type, min(steps) / 1e6)
 
 
 def _order(other: Alternative) -> tuple[bool, float]:
     return other.ms is None, other.missing if other.ms is None else other.ms
 
 
-def _choice(option: ShardingOption) -> Choice:
+def _choice(option: ShardingOption, topology: Topology) -> Choice:
     parts = tuple(part_of(shard.storage or Storage(0, 0), shard.perf) for shard in option.shards)
     seat = tuple(shard.rank or 0 for shard in option.shards)
-    return Choice(Candidate((Unit(parts, (seat,)),)), (seat,))
+    shares = (shares_of(option, topology.world_size),)
+    units = (Unit(parts, (seat,)), *own_unit(option.own_bytes, topology))
+    return Choice(Candidate(units, 0, shares, shares), tuple(unit.seats[0] for unit in units))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torchrec.distributed.planner._dense import Layers
-from torchrec.distributed.planner._messages import with_fewer_messages
 from torchrec.distributed.planner._options import ShardingOption
 from torchrec.distributed.planner._search_space import SearchSpace, search_space_of
 from torchrec.distributed.planner._solutions import Solution, solve
@@ -56,7 +55,6 @@ def solve_within(
         solution = solve(space, deadline)
         if solution is None:
             break
-        solution = with_fewer_messages(solution, options, left, deadline)
         found = rank_memory(solution.options, topology, layers)
         rooms = [
             device.storage.ddr if on_host else device.storage.hbm for device in topology.devices

@@ -1,27 +1,26 @@
 """What a step takes beside tables: messages, which depend on the kinds of all tables of a collection together.
 
-The search adds up what tables take the ranks, one by one. Messages are not of one table: rows that lie apart cost some
-more once, however many tables have them.
+Messages are not of one table: rows that lie apart cost some more once, however many tables have them. So each way says
+what it has of each kind, which adds up, and a step takes what comes of the sums.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import cache
 
 from torchrec.distributed.planner._bandwidths import CollectionStep
 from torchrec.distributed.planner._cost import BY_ROWS
-from torchrec.distributed.planner._options import PlannerError, ShardingOption
-from torchrec.distributed.planner._problem import Load, Unit
+from torchrec.distributed.planner._options import ShardingOption
+from torchrec.distributed.planner._problem import Counts, SharedNs
 from torchrec.distributed.planner._rates import rates_of
-from torchrec.distributed.planner._search_space import part_of, search_space_of
-from torchrec.distributed.planner._solutions import Solution, solve
 from torchrec.distributed.planner._storage import adds_squares
-from torchrec.distributed.planner._topology import Storage, Topology
+from torchrec.distributed.planner._tables import by_table
+from torchrec.distributed.planner._topology import Topology
 from torchrec.distributed.types import ShardingType
 
-__all__ = ["messages_ms", "with_fewer_messages"]
+__all__ = ["messages_ms", "messages_ns", "shares_of"]
 
 _COPIES = ShardingType.DATA_PARALLEL  # these are not exchanged
 
@@ -33,45 +32,86 @@ def messages_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
         options: a way for each table.
         topology: the ranks.
     """
+    of_step = messages_ns(options, topology)
+    found: dict[str, tuple[int, ...]] = {}
+    for option in options:
+        path, counts = shares_of(option, topology.world_size)
+        before = found.get(path, (0,) * len(counts))
+        found[path] = tuple(a + b for a, b in zip(before, counts, strict=True))
+    return sum(of_step(path, counts) for path, counts in found.items()) / 1e6
+
+
+def messages_ns(space: Sequence[ShardingOption], topology: Topology) -> SharedNs:
+    """Return what says how long messages of a collection take, from what its tables have of each kind.
+
+    Args:
+        space: all ways of all tables, or one of each.
+        topology: the ranks.
+    """
     rates = rates_of(topology)
     collections: dict[str, list[ShardingOption]] = {}
-    for option in options:
-        collections.setdefault(option.path, []).append(option)
-    found = 0.0
-    for of_path in collections.values():
-        sent = [option for option in of_path if ShardingType(option.sharding_type) is not _COPIES]
+    for first, *_ in by_table(space):
+        collections.setdefault(first.path, []).append(first)
+    is_pooled = {path: all(o.is_pooled for o in found) for path, found in collections.items()}
+    vector_bytes = {path: sum(map(_vector_bytes, found)) for path, found in collections.items()}
+
+    @cache
+    def found(path: str, counts: tuple[int, ...]) -> int:
+        tables, parts, by_rows, squares, rows, sums, numbers = counts
         step = CollectionStep(
-            topology.world_size if sent else 1,
-            tables=len(sent),
-            parts=sum(len(option.shards) for option in sent),
-            by_rows=any(ShardingType(option.sharding_type) in BY_ROWS for option in sent),
-            adds_squares=any(adds_squares(option) for option in of_path),
-            is_pooled=all(option.is_pooled for option in of_path),
-            vector_bytes=sum(map(_vector_bytes, of_path)),
+            topology.world_size if tables else 1,
+            tables=tables,
+            parts=parts,
+            by_rows=by_rows > 0,
+            adds_squares=squares > 0,
+            is_pooled=is_pooled[path],
+            vector_bytes=vector_bytes[path],
         )
-        found += rates.step_ms(step)
-        found += rates.gather_ms(_gathered(sent, topology.world_size))
+        # Who is asked for rows of some features and for sums of others updates the rows of both together.
+        gathered = numbers / topology.world_size if rows and sums else 0.0
+        return round((rates.step_ms(step) + rates.gather_ms(gathered)) * 1e6)
+
     return found
 
 
-def _gathered(sent: Sequence[ShardingOption], world_size: int) -> float:
-    """Return how many numbers of gradients a rank gathers, on the average, before it updates.
+def shares_of(option: ShardingOption, world_size: int) -> Counts:
+    """Return what a way to place a table has of what messages depend on: its collection, and numbers of each kind.
 
-    Where it is asked for rows of some features and for sums of others, these are two look-ups, and the rows of both
-    are updated together.
+    These are tables that are exchanged, their parts, tables whose rows lie apart, those whose updates add up squares,
+    features of which rows are sent, those of which sums are, and numbers of their gradients that all ranks gather.
+
+    Args:
+        option: the way; if its parts have no ranks, they may lie on several.
+        world_size: how many ranks there are.
     """
-    kinds: set[bool] = set()
-    numbers = 0.0
-    for option in sent:
-        lookup = option.lookup
-        if lookup is None or option.compute_kernel != "fused" or world_size < 2:
-            continue
-        bands = max(1, len({shard.offset[0] for shard in option.shards}))
-        kinds.update(lookup.sends_rows(bands))
-        height, width = option.tensor.shape
-        if height:  # each row that is chosen counts once
-            numbers -= height * width * math.expm1(-world_size * sum(lookup.ids) / height)
-    return numbers / world_size if len(kinds) > 1 else 0.0
+    kind = ShardingType(option.sharding_type)
+    if kind is _COPIES:
+        return option.path, (0,) * 7
+    rows, sums, numbers = _gathered(option, world_size)
+    return option.path, (
+        1,
+        len(option.shards),
+        int(kind in BY_ROWS),
+        int(adds_squares(option)),
+        rows,
+        sums,
+        numbers,
+    )
+
+
+def _gathered(option: ShardingOption, world_size: int) -> tuple[int, int, int]:
+    """Return features of which rows are sent, those of which sums are, and numbers of gradients of their rows."""
+    lookup = option.lookup
+    if lookup is None or option.compute_kernel != "fused" or world_size < 2:
+        return 0, 0, 0
+    bands = max(1, len({shard.offset[0] for shard in option.shards}))
+    of_rows = lookup.sends_rows(bands)
+    height, width = option.tensor.shape
+    # Each row that is chosen counts once.
+    numbers = (
+        -height * width * math.expm1(-world_size * sum(lookup.ids) / height) if height else 0.0
+    )
+    return sum(of_rows), len(of_rows) - sum(of_rows), round(numbers)
 
 
 def _vector_bytes(option: ShardingOption) -> float:
@@ -80,56 +120,3 @@ def _vector_bytes(option: ShardingOption) -> float:
     if lookup is None:
         return 0.0
     return 4.0 * option.tensor.shape[1] * sum(lookup.bags if lookup.is_pooled else lookup.ids)
-
-
-def with_fewer_messages(
-    solution: Solution, space: Sequence[ShardingOption], topology: Topology, deadline: float | None
-) -> Solution:
-    """Return a plan, or one without rows that lie apart if a step takes less under that.
-
-    Args:
-        solution: the plan that is best but for messages.
-        space: all ways of all tables.
-        topology: the ranks, with the memory that is left for tables.
-        deadline: when to stop, as `time.monotonic` has it.
-    """
-    fewer = _without_rows(space)
-    # The first way of each table: copies, which have no messages here, come last.
-    each = {(option.path, option.name): option for option in reversed(fewer)}
-    if messages_ms(list(each.values()), topology) >= messages_ms(solution.options, topology):
-        return solution
-    try:
-        found = solve(search_space_of(fewer, topology), deadline)
-    except PlannerError:  # wishes for ranks ask for rows that lie apart
-        found = None
-    if found is None:
-        return solution
-    better = _step_ms(found.options, topology) < _step_ms(solution.options, topology)
-    return replace(
-        found if better else solution,
-        # Of several collections, rows of all lie apart where they may, or of none.
-        is_best=solution.is_best and found.is_best and len({option.path for option in space}) == 1,
-        num_proposals=solution.num_proposals + found.num_proposals,
-    )
-
-
-def _without_rows(space: Sequence[ShardingOption]) -> list[ShardingOption]:
-    """Return the ways under which rows do not lie apart; all, of a collection in which a table has none of them."""
-    whole = [option for option in space if ShardingType(option.sharding_type) not in BY_ROWS]
-    tables = {(option.path, option.name) for option in space}
-    lacking = {path for path, _ in tables - {(option.path, option.name) for option in whole}}
-    return [
-        option
-        for option in space
-        if option.path in lacking or ShardingType(option.sharding_type) not in BY_ROWS
-    ]
-
-
-def _step_ms(options: Sequence[ShardingOption], topology: Topology) -> float:
-    load = Load([part_of(device.storage) for device in topology.devices])
-    for option in options:
-        for shard in option.shards:
-            if shard.rank is not None:
-                part = part_of(shard.storage or Storage(0, 0), shard.perf)
-                load.add(Unit((part,), ()), (shard.rank,))
-    return messages_ms(options, topology) + load.score[0] / 1e6

@@ -58,11 +58,15 @@ def take(load: Load, candidate: Candidate, key: SeatKey, limit: int | None = Non
             return None
         load.add(unit, seat)
         taken.append(seat)
-    return Choice(candidate, tuple(taken))
+    choice = Choice(candidate, tuple(taken))
+    load.share(choice.shares)
+    return choice
 
 
 def _best_seat(load: Load, unit: Unit, key: SeatKey, limit: int | None) -> tuple[int, ...] | None:
     """Return the best seat of a unit with room for it, and time below the limit; None: there is none."""
+    if len(unit.seats) == 1:
+        return unit.seats[0] if load.fits(unit, unit.seats[0], limit) else None
     found: tuple[int, ...] | None = None
     least: tuple[int, int] | None = None
     for seat in unit.seats:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-__all__ = ["Candidate", "Choice", "Load", "Part", "Problem", "Score", "Unit", "score_of"]
+__all__ = [
+    "Candidate",
+    "Choice",
+    "Counts",
+    "Load",
+    "Part",
+    "Problem",
+    "Score",
+    "SharedNs",
+    "Unit",
+    "nothing_shared",
+    "score_of",
+]
 
 # Nanoseconds of a step, nanoseconds of all ranks, bytes of the fullest rank: less is better, in this order. A step
-# takes as long as the rank that computes longest and the one that exchanges longest: all wait for them in between; and
-# the share of each of what takes all ranks alike.
+# takes as long as the rank that computes longest and the one that exchanges longest: all wait for them in between; the
+# share of each of what takes all ranks alike; and what tables share.
 # Whole numbers, so that sums do not depend on the order in which they are added up.
 Score = tuple[int, int, int]
+
+# What a way has of each kind of thing that takes time once, however many tables have it; and of which tables together.
+Counts = tuple[str, tuple[int, ...]]
+# Tables that are counted together, what all of them have -> nanoseconds; where there is more, never less.
+SharedNs = Callable[[str, tuple[int, ...]], int]
+
+
+def nothing_shared(group: str, counts: tuple[int, ...]) -> int:
+    """Return 0: tables share nothing."""
+    return 0
 
 
 @dataclass(frozen=True)
@@ -63,10 +85,12 @@ class Unit:
     Attributes:
         parts: of a table.
         seats: each a rank for each of the parts; one seat is to be taken.
+        is_own: whether these are no parts of a table, but what each rank has for its own batch.
     """
 
     parts: tuple[Part, ...]
     seats: tuple[tuple[int, ...], ...]
+    is_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,10 +100,14 @@ class Candidate:
     Attributes:
         units: each takes a seat of its own.
         label: which it is, for whoever asks.
+        shares: what it has that tables share, if all units are on one seat.
+        shares_apart: the same if they are not; no less of anything.
     """
 
     units: tuple[Unit, ...]
     label: int = 0
+    shares: tuple[Counts, ...] = ()
+    shares_apart: tuple[Counts, ...] = ()
 
     @cached_property
     def total(self) -> Part:
@@ -107,6 +135,18 @@ class Choice:
     candidate: Candidate
     seats: tuple[tuple[int, ...], ...]
 
+    @property
+    def table_seats(self) -> list[tuple[int, ...]]:
+        """The seats of parts of the table."""
+        pairs = zip(self.candidate.units, self.seats, strict=True)
+        return [seat for unit, seat in pairs if not unit.is_own]
+
+    @property
+    def shares(self) -> tuple[Counts, ...]:
+        """What it has that tables share."""
+        is_apart = len(set(self.table_seats)) > 1
+        return self.candidate.shares_apart if is_apart else self.candidate.shares
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -115,10 +155,12 @@ class Problem:
     Attributes:
         items: for each table its ways.
         room: bytes of each rank, as a part that takes no time.
+        shared_ns: what a step takes for what tables share. Default: nothing.
     """
 
     items: tuple[tuple[Candidate, ...], ...]
     room: tuple[Part, ...]
+    shared_ns: SharedNs = nothing_shared
 
     @property
     def world_size(self) -> int:
@@ -131,10 +173,14 @@ class Load:
 
     Args:
         room: bytes of each rank.
+        shared_ns: what a step takes for what tables share. Default: nothing.
     """
 
-    def __init__(self, room: Sequence[Part]) -> None:
+    def __init__(self, room: Sequence[Part], shared_ns: SharedNs = nothing_shared) -> None:
         self.room = room
+        self._of_shared = shared_ns
+        self._shared: dict[str, tuple[int, ...]] = {}
+        self.shared_ns = 0
         self.ns = [0] * len(room)
         self.exchange_ns = [0] * len(room)
         self.alike_ns = 0
@@ -169,6 +215,19 @@ class Load:
         """Take all units of a choice, or give them back."""
         for unit, seat in zip(choice.candidate.units, choice.seats, strict=True):
             self.add(unit, seat, sign)
+        self.share(choice.shares, sign)
+
+    def share(self, shares: Iterable[Counts], sign: int = 1) -> None:
+        """Count what tables share, or no longer with ``sign=-1``."""
+        for group, counts in shares:
+            before = self._shared.get(group)
+            after = tuple(
+                a + sign * b for a, b in zip(before or (0,) * len(counts), counts, strict=True)
+            )
+            self._shared[group] = after
+            self.shared_ns += self._of_shared(group, after)
+            if before is not None:
+                self.shared_ns -= self._of_shared(group, before)
 
     def num_bytes(self, rank: int) -> int:
         """Return the bytes that a rank has."""
@@ -181,12 +240,13 @@ class Load:
         exchange = max(self.exchange_ns, default=0)
         compute = max(map(int.__sub__, self.ns, self.exchange_ns), default=0)
         alike = -(-self.alike_ns // max(len(self.ns), 1))
-        return compute + exchange + alike, sum(self.ns) + self.alike_ns, most
+        step = compute + exchange + alike + self.shared_ns
+        return step, sum(self.ns) + self.alike_ns, most
 
 
 def score_of(problem: Problem, choices: Sequence[Choice]) -> Score:
     """Return how good it is to place the tables so."""
-    load = Load(problem.room)
+    load = Load(problem.room, problem.shared_ns)
     for choice in choices:
         load.add_choice(choice)
     return load.score

@@ -1,20 +1,29 @@
 """The search for a plan: the best one where tables are few, else one that is good and no change of one table betters.
 
 Three steps. *Spread*: for a limit of time, tables one by one take the cheapest way whose parts still fit below it; the
-least limit for which all fit is found by halving. *Improve*: tables of the rank that computes longest, and of the one
-that exchanges longest, are placed anew while that helps. *Prove*: all other plans are looked through, those left out
-that cannot be better, until there are none or a number of steps is spent.
+least limit for which all fit is found by halving. What tables share is paid for once, so that this is done again
+without the ways that have it. *Improve*: tables are placed anew, those of the slowest ranks first, while that helps.
+*Prove*: all other plans are looked through, those left out that cannot be better, until there are none or a number of
+steps is spent.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from torchrec.distributed.planner._placing import SeatKey, by_compute, by_room, by_time, take
-from torchrec.distributed.planner._problem import Candidate, Choice, Load, Problem, Score, score_of
+from torchrec.distributed.planner._problem import (
+    Candidate,
+    Choice,
+    Counts,
+    Load,
+    Problem,
+    Score,
+    score_of,
+)
 
 __all__ = ["Found", "search"]
 
@@ -25,6 +34,8 @@ _MOST_PROVEN = 64
 # Changes of one table in the second.
 _MOST_CHANGES = 400
 _HALVINGS = 14
+# Limits of time that differ by less than such a part are as good as one another, until tables are placed anew.
+_NEAR = 256
 
 
 @dataclass(frozen=True)
@@ -57,16 +68,94 @@ def search(
     Returns:
         None if no plan was found; there is none, if fewer steps sufficed.
     """
-    best = _spread(problem)
-    if best is not None:
-        best = _improve(problem, best, deadline)
+    best = _good(problem, deadline)
     if len(problem.items) > _MOST_PROVEN:
         max_steps = 0
     proof = _Proof(problem, best, max_steps, deadline)
-    found = proof.run()
-    if found is None:
+    best = proof.run()
+    if best is None:
         return None
-    return Found(tuple(found), score_of(problem, found), proof.is_complete, proof.steps)
+    return Found(tuple(best), score_of(problem, best), proof.is_complete, proof.steps)
+
+
+def _good(problem: Problem, deadline: float | None) -> list[Choice] | None:
+    """Return a plan that no change of one table betters, if there is time for it; None: none was found."""
+    best: list[Choice] | None = None
+    score: Score | None = None
+    for other in _restricted(problem):
+        below = None
+        if score is not None:
+            below = score[0] - _shared_ns(other)
+            ns, _ = _least_of(other.items)
+            if below * problem.world_size <= ns or _is_over(deadline):
+                continue
+        found = _spread(other, below)
+        if found is None:
+            continue
+        found = _improve(problem, found, deadline)
+        of_found = score_of(problem, found)
+        if score is None or of_found < score:
+            best, score = found, of_found
+    return best
+
+
+def _restricted(problem: Problem) -> Iterator[Problem]:
+    """Yield the problem, then without the ways that have something that tables share, one kind or two.
+
+    A table keeps its ways if all have that.
+    """
+    kinds = max(
+        (len(counts) for item in problem.items for way in item for _, counts in way.shares_apart),
+        default=0,
+    )
+    yielded: set[tuple[tuple[int, ...], ...]] = set()
+    for without in itertools.chain(
+        [()], *(itertools.combinations(range(kinds), n) for n in (1, 2))
+    ):
+        items = tuple(_ways_without(item, without) for item in problem.items)
+        which = tuple(tuple(map(id, item)) for item in items)
+        if which not in yielded:
+            yielded.add(which)
+            yield replace(problem, items=items)
+
+
+def _ways_without(ways: tuple[Candidate, ...], kinds: Sequence[int]) -> tuple[Candidate, ...]:
+    found = tuple(
+        way
+        for way in ways
+        if not any(counts[kind] for _, counts in way.shares_apart for kind in kinds)
+    )
+    return found or ways
+
+
+def _shared_ns(problem: Problem) -> int:
+    """Return what a step takes at least for what tables share."""
+    load = Load(problem.room, problem.shared_ns)
+    for ways in problem.items:
+        load.share(_least_shared(ways))
+    return load.shared_ns
+
+
+def _least_of(items: Iterable[Sequence[Candidate]]) -> tuple[int, int]:
+    """Return the least time and bytes that tables take together."""
+    ns = num_bytes = 0
+    for ways in items:
+        ns += min((way.total.all_ns for way in ways), default=0)
+        num_bytes += min((way.total.num_bytes for way in ways), default=0)
+    return ns, num_bytes
+
+
+def _least_shared(ways: Sequence[Candidate]) -> list[Counts]:
+    """Return what a table has under each way of all that tables share."""
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for way in ways:
+        for group, counts in way.shares:
+            found.setdefault(group, []).append(counts)
+    return [
+        (group, tuple(map(min, zip(*of_group, strict=True))))
+        for group, of_group in found.items()
+        if len(of_group) == len(ways)
+    ]
 
 
 def _take_all(
@@ -76,7 +165,7 @@ def _take_all(
     key: SeatKey,
     limit: int | None,
 ) -> list[Choice] | None:
-    load = Load(problem.room)
+    load = Load(problem.room, problem.shared_ns)
     chosen: dict[int, Choice] = {}
     for i in order:
         choice = next(
@@ -93,8 +182,13 @@ def _take_all(
     return [chosen[i] for i in range(len(problem.items))]
 
 
-def _spread(problem: Problem) -> list[Choice] | None:
-    """Return the best plan that tables placed one by one come to, in several orders; None: no order fits."""
+def _spread(problem: Problem, below: int | None) -> list[Choice] | None:
+    """Return the best plan that tables placed one by one come to, in several orders; None: no order fits.
+
+    Args:
+        problem: the tables and the ranks.
+        below: nanoseconds of a rank, from which on plans do not matter; None: all do.
+    """
     everyone = range(len(problem.items))
     cheap = [
         sorted(candidates, key=lambda each: (each.total.all_ns, each.total.num_bytes))
@@ -108,7 +202,7 @@ def _spread(problem: Problem) -> list[Choice] | None:
     by_size = sorted(everyone, key=lambda i: -cheap[i][0].total.num_bytes if cheap[i] else 0)
     found: list[list[Choice]] = []
     for order in (by_cost, by_size):
-        plan = _least_limit(problem, order, cheap)
+        plan = _least_limit(problem, order, cheap, below)
         if plan is not None:
             found.append(plan)
     if not found:  # memory is short: the most room first, then the smallest parts
@@ -120,15 +214,18 @@ def _spread(problem: Problem) -> list[Choice] | None:
 
 
 def _least_limit(
-    problem: Problem, order: Sequence[int], candidates: Sequence[Sequence[Candidate]]
+    problem: Problem,
+    order: Sequence[int],
+    candidates: Sequence[Sequence[Candidate]],
+    below: int | None,
 ) -> list[Choice] | None:
-    best = _take_all(problem, order, candidates, by_time, None)
+    best = _take_all(problem, order, candidates, by_time, below)
     if best is None:
         return None
-    low = sum(each[0].total.all_ns for each in candidates if each) // max(problem.world_size, 1)
-    high = score_of(problem, best)[0]
+    low = sum(min(way.total.ns for way in ways) for ways in candidates) // problem.world_size
+    high = _slowest(problem, best)
     for _ in range(_HALVINGS):
-        if low >= high:
+        if high - low <= low // _NEAR:
             break
         limit = (low + high) // 2
         plan = _take_all(problem, order, candidates, by_time, limit)
@@ -137,14 +234,22 @@ def _least_limit(
             continue
         if score_of(problem, plan) < score_of(problem, best):
             best = plan
-        high = min(limit, score_of(problem, plan)[0])
+        high = min(limit, _slowest(problem, plan))
     return best
+
+
+def _slowest(problem: Problem, choices: Sequence[Choice]) -> int:
+    """Return the nanoseconds of the rank that has most to do."""
+    load = Load(problem.room)
+    for choice in choices:
+        load.add_choice(choice)
+    return max(load.ns, default=0)
 
 
 def _improve(problem: Problem, choices: list[Choice], deadline: float | None) -> list[Choice]:
     """Place tables of the slowest rank anew, one at a time, while that gives a better plan."""
     choices = list(choices)
-    load = Load(problem.room)
+    load = Load(problem.room, problem.shared_ns)
     for choice in choices:
         load.add_choice(choice)
     for _ in range(_MOST_CHANGES):
@@ -153,11 +258,17 @@ def _improve(problem: Problem, choices: list[Choice], deadline: float | None) ->
         before = load.score
         compute = list(map(int.__sub__, load.ns, load.exchange_ns))
         slowest = {load.exchange_ns.index(max(load.exchange_ns)), compute.index(max(compute))}
-        if not any(
-            _replace(problem, choices, load, i, before) for i in _tables_of(choices, slowest)
-        ):
+        # What all ranks wait for alike, and what tables share, others may have less of.
+        first = _tables_of(choices, slowest)
+        order = itertools.chain(first, _others(len(choices), first))
+        if not any(_replace(problem, choices, load, i, before) for i in order):
             break
     return choices
+
+
+def _others(tables: int, without: Sequence[int]) -> Iterator[int]:
+    left_out = set(without)
+    return (i for i in range(tables) if i not in left_out)
 
 
 def _tables_of(choices: Sequence[Choice], ranks: set[int]) -> list[int]:
@@ -175,17 +286,31 @@ def _replace(problem: Problem, choices: list[Choice], load: Load, i: int, before
     old = choices[i]
     load.add_choice(old, -1)
     best, best_score = old, before
-    for candidate, key in itertools.product(problem.items[i], (by_time, by_compute)):
-        choice = take(load, candidate, key)
-        if choice is None:
+    for candidate in problem.items[i]:
+        if _least_with(load, candidate) >= best_score:
             continue
-        score = load.score
-        load.add_choice(choice, -1)
-        if score < best_score:
-            best, best_score = choice, score
+        for key in (by_time, by_compute):
+            choice = take(load, candidate, key)
+            if choice is None:
+                continue
+            score = load.score
+            load.add_choice(choice, -1)
+            if score < best_score:
+                best, best_score = choice, score
     load.add_choice(best)
     choices[i] = best
     return best_score < before
+
+
+def _least_with(load: Load, candidate: Candidate) -> Score:
+    """Return what a plan comes to at least with one more table in a way, wherever its parts are."""
+    alike, total = candidate.total.alike_ns, candidate.total
+    load.alike_ns += alike
+    load.share(candidate.shares)
+    step, all_ns, _ = load.score
+    load.share(candidate.shares, -1)
+    load.alike_ns -= alike
+    return step, all_ns + total.ns, 0
 
 
 def _is_over(deadline: float | None) -> bool:
@@ -216,7 +341,11 @@ class _Proof:
             key=lambda i: (-min((each.total.all_ns for each in problem.items[i]), default=0), i),
         )
         self._rest = self._least_rest()
-        self._load = Load(problem.room)
+        self._load = Load(problem.room, problem.shared_ns)
+        # Of what tables share, each counts with the least that it may have until it is placed.
+        self._shares = [_least_shared(ways) for ways in problem.items]
+        for shares in self._shares:
+            self._load.share(shares)
         self._chosen: dict[int, Choice] = {}
 
     @property
@@ -232,13 +361,9 @@ class _Proof:
 
     def _least_rest(self) -> list[tuple[int, int]]:
         """For each place in the order, the least time and bytes of all tables from there on."""
-        rest = [(0, 0)]
-        for i in reversed(self._order):
-            candidates = self._problem.items[i]
-            ns = min((each.total.all_ns for each in candidates), default=0)
-            num_bytes = min((each.total.num_bytes for each in candidates), default=0)
-            rest.append((rest[-1][0] + ns, rest[-1][1] + num_bytes))
-        return rest[::-1]
+        each = [_least_of([self._problem.items[i]]) for i in reversed(self._order)]
+        rest = itertools.accumulate(each, lambda a, b: (a[0] + b[0], a[1] + b[1]), initial=(0, 0))
+        return list(rest)[::-1]
 
     def _is_worth(self, at: int) -> bool:
         """Say whether what is placed so far can become better than the best plan known."""
@@ -249,7 +374,7 @@ class _Proof:
         world = self._problem.world_size
         held = sum(self._load.hbm) + sum(self._load.ddr)
         least = (
-            max(slowest, -(-(total + ns) // world)),
+            max(slowest, -(-(total + ns) // world) + self._load.shared_ns),
             total + ns,
             max(fullest, -(-(held + num_bytes) // world)),
         )
@@ -265,8 +390,13 @@ class _Proof:
         i = self._order[at]
         for candidate in sorted(self._problem.items[i], key=lambda each: each.total.all_ns):
             for seats in self._seats(candidate, 0, 0, at + 1):
-                self._chosen[i] = Choice(candidate, seats)
-                self._table(at + 1)
+                choice = self._chosen[i] = Choice(candidate, seats)
+                self._load.share(self._shares[i], -1)
+                self._load.share(choice.shares)
+                if self._is_worth(at + 1):
+                    self._table(at + 1)
+                self._load.share(choice.shares, -1)
+                self._load.share(self._shares[i])
             if not self.is_complete:
                 return
 

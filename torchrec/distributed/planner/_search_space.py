@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 
+from torchrec.distributed.planner._messages import messages_ns, shares_of
 from torchrec.distributed.planner._options import (
     PartitionByType,
     PlannerError,
@@ -21,7 +22,8 @@ __all__ = [
     "GroupOption",
     "SearchSpace",
     "candidates_of",
-    "room_beside",
+    "own_unit",
+    "part_of",
     "search_space_of",
     "with_ranks",
 ]
@@ -41,7 +43,7 @@ class GroupOption:
 
     def taken(self, choice: Choice) -> list[ShardingOption]:
         """Return the options with ranks."""
-        ranks = [rank for seat in choice.seats for rank in seat]
+        ranks = [rank for seat in choice.table_seats for rank in seat]
         if len(self.options) > 1:  # each is whole, on the same rank
             return [with_ranks(option, ranks) for option in self.options]
         return [with_ranks(self.options[0], ranks)]
@@ -107,22 +109,11 @@ def search_space_of(options: Sequence[ShardingOption], topology: Topology) -> Se
                 PlannerErrorType.STRICT_CONSTRAINTS,
             )
         groups.append(tuple(of_group))
-    own = sum(max(option.own_bytes for option in of_table) for of_table in tables.values())
-    room = tuple(part_of(left) for left in room_beside(own, topology))
-    problem = Problem(tuple(tuple(option.candidate for option in group) for group in groups), room)
+    least = sum(min(option.own_bytes for option in of_table) for of_table in tables.values())
+    room = tuple(part_of(device.storage - _own(least, topology)) for device in topology.devices)
+    items = tuple(tuple(option.candidate for option in group) for group in groups)
+    problem = Problem(items, room, messages_ns(options, topology))
     return SearchSpace(tuple(groups), problem, tuple(tables))
-
-
-def room_beside(own_bytes: int, topology: Topology) -> list[Storage]:
-    """Return what is left of the memory of each rank beside what it has for its own batch.
-
-    Args:
-        own_bytes: that.
-        topology: the ranks, with the memory that is left for tables.
-    """
-    on_host = topology.compute_device == "cpu"
-    own = Storage(0, own_bytes) if on_host else Storage(own_bytes, 0)
-    return [device.storage - own for device in topology.devices]
 
 
 def _groups(
@@ -160,8 +151,11 @@ def _group_options(
     if len(group) > 1:
         yield from _together(group, topology)
         return
+    least = min(option.own_bytes for option in group[0])
     candidates = [
-        (option, candidate) for option in group[0] for candidate in candidates_of(option, topology)
+        (option, candidate)
+        for option in group[0]
+        for candidate in candidates_of(option, topology, least)
     ]
     for label, (option, candidate) in enumerate(candidates):
         yield GroupOption((option,), replace(candidate, label=label))
@@ -186,15 +180,51 @@ def _together(
         total += _part_of(option.shards[0])
     ranks = [r for r in range(topology.world_size) if all(_is_allowed(o, [r]) for o in whole)]
     if ranks:
-        yield GroupOption(
-            tuple(whole), Candidate((Unit((total,), tuple((rank,) for rank in ranks)),))
-        )
+        unit = Unit((total,), tuple((rank,) for rank in ranks))
+        least = sum(min(option.own_bytes for option in options) for options in group)
+        own = own_unit(sum(option.own_bytes for option in whole) - least, topology)
+        shares = tuple(shares_of(option, topology.world_size) for option in whole)
+        yield GroupOption(tuple(whole), Candidate((unit, *own), 0, shares, shares))
 
 
-def candidates_of(option: ShardingOption, topology: Topology) -> list[Candidate]:
-    """Return a way to place a table in numbers; several, where its parts have to choose the same host."""
-    found = [Candidate(tuple(units)) for units in _units(option, topology)]
-    return [candidate for candidate in found if all(unit.seats for unit in candidate.units)]
+def candidates_of(
+    option: ShardingOption, topology: Topology, own_bytes: int = 0
+) -> list[Candidate]:
+    """Return a way to place a table in numbers; several, where its parts have to choose the same host.
+
+    Args:
+        option: the way.
+        topology: the ranks.
+        own_bytes: of what each rank has for its own batch, those that were counted already.
+    """
+    apart = one_seat = shares_of(option, topology.world_size)
+    if len({shard.offset[1] for shard in option.shards}) > 1:  # on one seat, rows are whole
+        together = with_ranks(option, [0] * len(option.shards))
+        one_seat = shares_of(together, topology.world_size)
+    own = own_unit(option.own_bytes - own_bytes, topology)
+    return [
+        Candidate((*units, *own), 0, (one_seat,), (apart,))
+        for units in _units(option, topology)
+        if all(unit.seats for unit in units)
+    ]
+
+
+def own_unit(num_bytes: int, topology: Topology) -> list[Unit]:
+    """Return what every rank has for its own batch, whoever has the table; nothing, if that is nothing.
+
+    Args:
+        num_bytes: of each rank.
+        topology: the ranks.
+    """
+    if not num_bytes:
+        return []
+    part = part_of(_own(num_bytes, topology))
+    ranks = range(topology.world_size)
+    return [Unit((part,) * len(ranks), (tuple(ranks),), is_own=True)]
+
+
+def _own(num_bytes: int, topology: Topology) -> Storage:
+    return Storage(0, num_bytes) if topology.compute_device == "cpu" else Storage(num_bytes, 0)
 
 
 def _units(option: ShardingOption, topology: Topology) -> Iterator[list[Unit]]:
