@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from torchrec.distributed._units import bytes_to_text
 
 __all__ = [
     "Alternative",
     "LayerReport",
+    "Optimality",
     "PlanReport",
     "RankMemory",
     "RankReport",
     "TableReport",
 ]
+
+
+class Optimality(Enum):
+    """What is known of other plans than the one that was made; values are the words for it."""
+
+    PROVEN = "no plan is better"
+    LOCAL = "no change of one table betters it"
+    UNKNOWN = "whether another one is better was not found out"
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,7 @@ class PlanReport:
         device: type of device of the ranks.
         batch_size: samples a rank.
         fixed_ms: what a step takes beside tables: messages, however small.
-        is_best: whether no plan is better.
+        optimality: what is known of other plans.
         is_measured: whether times are from rates measured on a machine, not from bandwidths.
         made_from: digest of ranks, batch size, wishes and tables.
         ranks: one for each.
@@ -173,12 +183,17 @@ class PlanReport:
     device: str
     batch_size: int
     fixed_ms: float
-    is_best: bool
+    optimality: Optimality
     is_measured: bool
     made_from: str
     ranks: tuple[RankReport, ...]
     tables: tuple[TableReport, ...]
     layers: LayerReport | None = None
+
+    @property
+    def is_best(self) -> bool:
+        """Whether no plan is better."""
+        return self.optimality is Optimality.PROVEN
 
     @property
     def dense_ms(self) -> float | None:
@@ -262,12 +277,11 @@ class PlanReport:
 
     def text(self) -> str:
         """Return all of it, in lines of text."""
-        best = "no plan is better" if self.is_best else "no change of one table betters it"
         rates = "measured rates" if self.is_measured else "rates from bandwidths, not measured"
         parts = "tables" if self.dense_ms is None else "tables and layers"
         lines = [
             f"{len(self.ranks)} ranks, {self.device}, {self.batch_size} samples each: a step takes "
-            f"{_ms(self.step_ms)} for {parts}, {_ms(self.fixed_ms)} of it messages ({rates}); {best}.",
+            f"{_ms(self.step_ms)} for {parts}, {_ms(self.fixed_ms)} of it messages ({rates}); {self.optimality.value}.",
             *([self.of_layers] if self.of_layers else []),
             "",
             *_aligned(

@@ -85,9 +85,7 @@ def render_plan(plan: ShardingPlan, title: str = "plan") -> str:
         kind="plan",
         title=title,
         refresh=None,
-        verdicts=[
-            "No plan is better." if report.is_best else "No change of one table betters this plan."
-        ],
+        verdicts=[f"{report.optimality.value.capitalize()}."],
         notes=report.binds,
         summary=[
             ("ranks", str(len(report.ranks))),

@@ -21,12 +21,14 @@ from torchrec.distributed.planner import (
     ParameterConstraints,
     Topology,
 )
+from torchrec.distributed.planner.proposers import GreedyProposer
 from torchrec.distributed.planner.storage_reservations import (
     FixedPercentageStorageReservation,
     HeuristicalStorageReservation,
     InferenceStorageReservation,
 )
 from torchrec.distributed.planner.types import (
+    Optimality,
     PlannerError,
     PlannerErrorType,
     Stats,
@@ -383,6 +385,41 @@ def test_those_who_look_are_told_all():
     assert first.told[0]["constraints"] == wishes
     assert first.told[0]["debug"] is False
     assert len(second.told) == 1
+
+
+def test_callbacks_keep_all_tables():
+    def without_the_last(options):
+        options.pop()  # in place
+        return options
+
+    with pytest.raises(
+        PlannerError, match=r"`callbacks` should keep all tables.*'sparse.b'.* of without_the_last"
+    ):
+        plan_of(Model(a=(10, 4), b=(10, 4)), callbacks=[without_the_last])
+
+
+def test_only_of_plans_that_were_searched_for_it_is_said_that_none_is_better():
+    def as_it_is(options):
+        return list(options)
+
+    def to_the_first(options):
+        for option in options:
+            for shard in option.shards:
+                shard.rank = 0
+        return options
+
+    model = Model(**{f"t{i}": (100 + i, 16) for i in range(6)})
+    wishes = {f"t{i}": WHOLE for i in range(6)}
+
+    def said(**options) -> Optimality:
+        plan = plan_of(model, 2, wishes, **options)
+        assert plan.report.optimality.value in plan.explain()
+        return plan.report.optimality
+
+    assert said() is said(callbacks=[as_it_is]) is Optimality.PROVEN
+    assert said(callbacks=[to_the_first]) is Optimality.UNKNOWN
+    assert said(timeout_seconds=0) is Optimality.UNKNOWN
+    assert said(proposer=GreedyProposer()) is Optimality.UNKNOWN
 
 
 def test_callbacks_change_how_tables_are_placed():

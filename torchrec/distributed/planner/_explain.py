@@ -87,7 +87,7 @@ def report_of(
         device=topology.compute_device,
         batch_size=batch_size,
         fixed_ms=messages_ms(options, topology),
-        is_best=solution.is_best,
+        optimality=solution.optimality,
         is_measured=topology.rates is not None,
         made_from=made_from,
         ranks=tuple(

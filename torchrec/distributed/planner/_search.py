@@ -46,12 +46,14 @@ class Found:
         choices: for each table.
         score: how good that is.
         is_best: whether no plan is better.
+        is_local: whether no change of one table betters it.
         steps: how many seats were tried in the proof.
     """
 
     choices: tuple[Choice, ...]
     score: Score
     is_best: bool
+    is_local: bool
     steps: int
 
 
@@ -68,19 +70,23 @@ def search(
     Returns:
         None if no plan was found; there is none, if fewer steps sufficed.
     """
-    best = _good(problem, deadline)
+    good, is_local = _good(problem, deadline)
     if len(problem.items) > _MOST_PROVEN:
         max_steps = 0
-    proof = _Proof(problem, best, max_steps, deadline)
+    proof = _Proof(problem, good, max_steps, deadline)
     best = proof.run()
     if best is None:
         return None
-    return Found(tuple(best), score_of(problem, best), proof.is_complete, proof.steps)
+    if best is not good and not proof.is_complete:
+        best, is_local = _improve(problem, best, deadline)
+    score = score_of(problem, best)
+    return Found(tuple(best), score, proof.is_complete, proof.is_complete or is_local, proof.steps)
 
 
-def _good(problem: Problem, deadline: float | None) -> list[Choice] | None:
-    """Return a plan that no change of one table betters, if there is time for it; None: none was found."""
+def _good(problem: Problem, deadline: float | None) -> tuple[list[Choice] | None, bool]:
+    """Return a plan, if one was found, and whether no change of one table betters it, as there was time for that."""
     best: list[Choice] | None = None
+    best_is_local = False
     score: Score | None = None
     for other in _restricted(problem):
         below = None
@@ -92,11 +98,11 @@ def _good(problem: Problem, deadline: float | None) -> list[Choice] | None:
         found = _spread(other, below)
         if found is None:
             continue
-        found = _improve(problem, found, deadline)
+        found, is_local = _improve(problem, found, deadline)
         of_found = score_of(problem, found)
         if score is None or of_found < score:
-            best, score = found, of_found
-    return best
+            best, score, best_is_local = found, of_found, is_local
+    return best, best_is_local
 
 
 def _restricted(problem: Problem) -> Iterator[Problem]:
@@ -246,8 +252,10 @@ def _slowest(problem: Problem, choices: Sequence[Choice]) -> int:
     return max(load.ns, default=0)
 
 
-def _improve(problem: Problem, choices: list[Choice], deadline: float | None) -> list[Choice]:
-    """Place tables of the slowest rank anew, one at a time, while that gives a better plan."""
+def _improve(
+    problem: Problem, choices: list[Choice], deadline: float | None
+) -> tuple[list[Choice], bool]:
+    """Place tables anew, one at a time, while that gives a better plan; and say whether that came to its end."""
     choices = list(choices)
     load = Load(problem.room, problem.shared_ns)
     for choice in choices:
@@ -262,8 +270,8 @@ def _improve(problem: Problem, choices: list[Choice], deadline: float | None) ->
         first = _tables_of(choices, slowest)
         order = itertools.chain(first, _others(len(choices), first))
         if not any(_replace(problem, choices, load, i, before) for i in order):
-            break
-    return choices
+            return choices, True
+    return choices, False
 
 
 def _others(tables: int, without: Sequence[int]) -> Iterator[int]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torchrec.distributed._plan_report import Optimality
 from torchrec.distributed.planner._interfaces import (
     Enumerator,
     Partitioner,
@@ -31,13 +32,13 @@ class Solution:
 
     Attributes:
         options: a way for each table, with ranks.
-        is_best: whether no plan is better.
+        optimality: what is known of other plans.
         num_proposals: how many were looked at.
         num_plans: how many of them fit.
     """
 
     options: list[ShardingOption]
-    is_best: bool = False
+    optimality: Optimality = Optimality.UNKNOWN
     num_proposals: int = 1
     num_plans: int = 1
 
@@ -61,7 +62,10 @@ def solve(search_space: SearchSpace, deadline: float | None) -> Solution | None:
     found = search(search_space.problem, deadline=deadline)
     if found is None:
         return None
-    return Solution(search_space.taken(found.choices), found.is_best, 1 + found.steps)
+    optimality = Optimality.LOCAL if found.is_local else Optimality.UNKNOWN
+    if found.is_best:
+        optimality = Optimality.PROVEN
+    return Solution(search_space.taken(found.choices), optimality, 1 + found.steps)
 
 
 def solve_by_proposals(
@@ -110,7 +114,7 @@ def solve_by_proposals(
             f"One of {looked_at} proposals should fit. Received none that does; of the last, {last}",
             PlannerErrorType.INSUFFICIENT_STORAGE,
         )
-    return Solution([] if best is None else best[1], False, looked_at, fit)
+    return Solution([] if best is None else best[1], Optimality.UNKNOWN, looked_at, fit)
 
 
 def load_solution(

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
 
+from torchrec.distributed._plan_report import Optimality
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.planner._changes import Change, changes_that_fit, with_half_weights
 from torchrec.distributed.planner._dense import Layers
@@ -32,6 +34,7 @@ from torchrec.distributed.planner._modules import dense_bytes
 from torchrec.distributed.planner._options import (
     ParameterConstraints,
     PlannerError,
+    PlannerErrorType,
     ShardingOption,
 )
 from torchrec.distributed.planner._shortage import Shortage, shortage_of
@@ -75,7 +78,7 @@ class EmbeddingPlannerBase(ShardingPlanner):
         stats: who looks at each plan that is made. Default: an `EmbeddingStats`, which writes to the log.
         constraints: wishes, by name of table.
         debug: is passed on to ``stats``.
-        callbacks: each changes how tables are placed, in turn, before that becomes a plan.
+        callbacks: each changes how tables are placed, in turn, before that becomes a plan; all tables stay.
         timeout_seconds: after how long the best plan found so far is taken. Default: the search ends by itself, within
             seconds.
         heuristical_storage_reservation_percentage: the share of all memory that is kept free by default. Default 0.15.
@@ -187,7 +190,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         stats: who looks at each plan that is made. Default: an `EmbeddingStats`, which writes to the log.
         constraints: wishes, by name of table.
         debug: is passed on to ``stats``.
-        callbacks: each changes how tables are placed, in turn, before that becomes a plan.
+        callbacks: each changes how tables are placed, in turn, before that becomes a plan; all tables stay.
         timeout_seconds: after how long the best plan found so far is taken. Default: the search ends by itself, within
             seconds.
         plan_loader: knows a plan that was made before, which is taken if it is of the same model and ranks.
@@ -262,9 +265,8 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         space = self._enumerator.enumerate(module, sharders)
         layers = Layers(dense_bytes(module, sharders), self._storage_reservation.dense)
         solution = self._solution(module, sharders, space, topology, start, layers)
+        solution = self._called_back(solution)
         options = solution.options
-        for callback in self._callbacks:
-            options = callback(options)
         plan = to_sharding_plan(options, self._topology)
         plan.report = report_of(
             options,
@@ -293,6 +295,23 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
                 debug_stats=PlanDebugStats(type(self).__name__, self._timeout_seconds),
             )
         return plan
+
+    def _called_back(self, solution: Solution) -> Solution:
+        """Return a plan as callbacks change it; of one that is changed, it is not known whether another is better."""
+        before, wanted = _placements(solution.options), _names(solution.options)
+        options = solution.options
+        for callback in self._callbacks:
+            options = callback(options)
+            tables = _names(options)
+            if tables != wanted:
+                raise PlannerError(
+                    f"`callbacks` should keep all tables, each once, {wanted}. Received {tables} of "
+                    f"{getattr(callback, '__name__', callback)}.",
+                    PlannerErrorType.INPUT_VALIDATION,
+                )
+        if _placements(options) == before:
+            return replace(solution, options=options)
+        return replace(solution, options=options, optimality=Optimality.UNKNOWN)
 
     def _solution(
         self,
@@ -344,6 +363,23 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
                 return False
 
         return changes_that_fit(shortage, self._topology, self._constraints, types, fits)
+
+
+def _names(options: Sequence[ShardingOption]) -> list[str]:
+    return sorted(option.fqn for option in options)
+
+
+def _placements(options: Sequence[ShardingOption]) -> list[tuple[object, ...]]:
+    """Return which parts of which tables are where, in an order of its own."""
+    return sorted(
+        (
+            option.fqn,
+            option.sharding_type,
+            option.compute_kernel,
+            [(tuple(shard.size), tuple(shard.offset), shard.rank) for shard in option.shards],
+        )
+        for option in options
+    )
 
 
 def _present_topology() -> Topology:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torchrec.distributed._plan_report import (
     Alternative,
     LayerReport,
+    Optimality,
     PlanReport,
     RankMemory,
     RankReport,
@@ -63,6 +64,7 @@ __all__ = [
     "Enumerator",
     "GeneralizedCommsBandwidth",
     "LayerReport",
+    "Optimality",
     "ParameterConstraints",
     "PartLookup",
     "PartitionByType",
