@@ -327,3 +327,32 @@ def test_messages_of_layers_are_what_ranks_share():
         assert planned > 2 * 2**20
         # Small messages of tables take other places, where a rank is ahead; and there is what stands before messages.
         assert abs(found - planned) < 2**18
+
+
+@pytest.mark.parametrize("kinds", [None, ["row_wise", "column_wise"]], ids=["free", "wished"])
+def test_no_more_memory_is_asked_for_than_steps_of_a_plan_take(kinds):
+    tables = EmbeddingBagCollection(
+        device=torch.device("meta"),
+        tables=[
+            EmbeddingBagConfig(rows, columns, name, feature_names=[name], optimizer="sgd", lr=0.1)
+            for name, rows, columns in (("a", 2052, 8), ("b", 708, 256))
+        ],
+    )
+    wishes = {
+        name: ParameterConstraints(sharding_types=kinds and [kinds[i]])
+        for i, name in enumerate("ab")
+    }
+
+    def planned(memory: int):
+        return EmbeddingShardingPlanner(
+            Topology(2, "cpu", ddr_cap=memory),
+            batch_size=64,
+            storage_reservation=FixedPercentageStorageReservation(0.0),
+            constraints=wishes,
+        ).plan(tables, get_default_sharders())
+
+    # By rows and by columns, a rank has 675,427 bytes. The search counted up to 805,000.
+    for memory in (680_000, 715_000, 760_000, 805_000):
+        assert max(rank.num_bytes for rank in planned(memory).report.ranks) <= memory
+    with pytest.raises(PlannerError, match="lacks"):
+        planned(630_000)

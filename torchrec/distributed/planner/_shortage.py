@@ -64,12 +64,15 @@ class Shortage:
         )
 
 
-def shortage_of(search_space: SearchSpace, topology: Topology) -> Shortage:
+def shortage_of(
+    search_space: SearchSpace, topology: Topology, lacking: tuple[int, int] | None
+) -> Shortage:
     """Return the first table that does not fit, large ones placed first, in the smallest parts that they may have.
 
     Args:
         search_space: all ways of all tables, of which there is no plan.
         topology: the ranks, with the memory that there was for tables in the first search.
+        lacking: bytes that a plan lacks, as its steps take them, and the rank; None: there is none.
     """
     items = search_space.problem.items
     load = Load(search_space.problem.room)
@@ -81,7 +84,8 @@ def shortage_of(search_space: SearchSpace, topology: Topology) -> Shortage:
         )
         if not any(take(load, candidate, by_room) for candidate in candidates):
             break
-    missing, rank = min(least_missing(load, candidate) for candidate in items[last])
+    one_by_one = [least_missing(load, candidate) for candidate in items[last]]
+    missing, rank = min([*one_by_one, *([] if lacking is None else [lacking])])
     free = tuple(room.num_bytes - load.num_bytes(r) for r, room in enumerate(load.room))
     options = {
         option.options[0].sharding_type: option.options[0] for option in search_space.groups[last]

@@ -332,7 +332,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
         found = solve_within(space, topology, layers, deadline)
         if found.solution is not None:
             return found.solution
-        shortage = shortage_of(found.space, topology)
+        shortage = shortage_of(found.space, topology, found.lacking)
         raise shortage.error(*self._changes(shortage, module, sharders, layers))
 
     def _changes(
