@@ -23,6 +23,7 @@ class Optimality(Enum):
     """What is known of other plans than the one that was made; values are the words for it."""
 
     PROVEN = "no plan is better"
+    FITTING = "no plan is better of those that fit where tables are counted one by one"
     LOCAL = "no change of one table betters it"
     UNKNOWN = "whether another one is better was not found out"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -167,3 +168,18 @@ def test_of_equal_times_the_least_memory_wins():
     found = search(Problem(candidates, (Part(0, 0, 1000),) * 2))
     assert found is not None
     assert found.score == (10, 20, 110)
+
+
+def test_where_room_is_not_what_binds_no_plan_with_more_of_it_is_better():
+    kinds = set()
+    for seed in range(150):
+        problem = random_problem(seed)
+        found = search(problem)
+        if found is None or not found.is_best:
+            continue
+        plenty = tuple(Part(0, 10**9, 10**9) for _ in problem.room)
+        best = search(replace(problem, room=plenty))
+        is_better = best.score < found.score
+        assert found.is_bound or not is_better, seed
+        kinds.add((found.is_bound, is_better))
+    assert kinds >= {(False, False), (True, True)}

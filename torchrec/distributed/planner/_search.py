@@ -46,6 +46,7 @@ class Found:
         choices: for each table.
         score: how good that is.
         is_best: whether no plan is better.
+        is_bound: whether that is so of those alone that have room.
         is_local: whether no change of one table betters it.
         steps: how many seats were tried in the proof.
     """
@@ -53,6 +54,7 @@ class Found:
     choices: tuple[Choice, ...]
     score: Score
     is_best: bool
+    is_bound: bool
     is_local: bool
     steps: int
 
@@ -80,7 +82,8 @@ def search(
     if best is not good and not proof.is_complete:
         best, is_local = _improve(problem, best, deadline)
     score = score_of(problem, best)
-    return Found(tuple(best), score, proof.is_complete, proof.is_complete or is_local, proof.steps)
+    is_best = proof.is_complete
+    return Found(tuple(best), score, is_best, proof.is_bound, is_best or is_local, proof.steps)
 
 
 def _good(problem: Problem, deadline: float | None) -> tuple[list[Choice] | None, bool]:
@@ -343,6 +346,7 @@ class _Proof:
         self._score = None if best is None else score_of(problem, best)
         self._left, self._deadline = max_steps, deadline
         self.steps = 0
+        self.is_bound = False  # whether a better plan may have been left out for lack of room
         # Large tables first: where they go decides most.
         self._order = sorted(
             range(len(problem.items)),
@@ -423,11 +427,13 @@ class _Proof:
                 self._left = self.steps
                 return
             self.steps += 1
-            if not self._load.fits(unit, seat):
-                continue
+            fits = self._load.fits(unit, seat)
             self._load.add(unit, seat)
             if self._is_worth(at):
-                # Units that are alike can change seats: one order of them is enough.
-                for others in self._seats(candidate, number + 1, s if is_alike else 0, at):
-                    yield (seat, *others)
+                if fits:
+                    # Units that are alike can change seats: one order of them is enough.
+                    for others in self._seats(candidate, number + 1, s if is_alike else 0, at):
+                        yield (seat, *others)
+                else:
+                    self.is_bound = True
             self._load.add(unit, seat, -1)
