@@ -6,12 +6,21 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import nn
 
 from tests.distributed.planner.test_changes import model, plan
 from tests.distributed.table_sharder import TableSharder
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.sharding_plan import plan_digest, plan_from_json, plan_to_json
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import GeneralizedCommsBandwidth
+from torchrec.distributed.sharding_plan import (
+    get_default_sharders,
+    plan_digest,
+    plan_from_json,
+    plan_to_json,
+)
 from torchrec.distributed.types import ShardingPlan
 
 pytestmark = pytest.mark.once
@@ -139,6 +148,45 @@ def test_what_a_plan_is_made_from_tells_models_ranks_and_wishes_apart():
     ]
     assert same[0] == same[1]
     assert len({same[0], *others}) == 6
+
+
+class SlowLinks(GeneralizedCommsBandwidth):
+    def __init__(self, between_hosts: float) -> None:
+        self._between_hosts = between_hosts
+
+    def get_bw(self, local_world_size, world_size, collective_type) -> float:
+        return self._between_hosts
+
+    @property
+    def inter_host_bw(self) -> float:
+        return self._between_hosts
+
+    @property
+    def intra_host_bw(self) -> float:
+        return self._between_hosts
+
+
+def test_what_a_plan_is_made_from_tells_optimizers_features_rooms_and_links_apart():
+    def digest(optimizer=None, features=("a",), share=0.0, links=1000.0) -> str:
+        trained = {} if optimizer is None else {"optimizer": optimizer, "lr": 0.1}
+        config = EmbeddingBagConfig(1000, 16, "a", feature_names=list(features), **trained)
+        topology = Topology(2, "cpu", generalized_comms_bandwidths=SlowLinks(links))
+        kept = FixedPercentageStorageReservation(share)
+        planner = EmbeddingShardingPlanner(topology, batch_size=8, storage_reservation=kept)
+        collection = EmbeddingBagCollection([config], device=torch.device("meta"))
+        report = planner.plan(collection, get_default_sharders()).report
+        assert report is not None
+        return report.made_from
+
+    assert digest() == digest()
+    others = [
+        digest(optimizer="sgd"),
+        digest(optimizer="adam"),
+        digest(features=("a", "b")),
+        digest(share=0.5),
+        digest(links=2000.0),
+    ]
+    assert len({digest(), *others}) == 6
 
 
 def test_of_many_tables_the_costliest_are_looked_at():

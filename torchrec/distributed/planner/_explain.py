@@ -31,18 +31,31 @@ __all__ = ["digest_of", "report_of"]
 _MOST_TABLES = 200
 
 
-def digest_of(context: str, space: Sequence[ShardingOption]) -> str:
+def digest_of(context: str, space: Sequence[ShardingOption], left: Topology) -> str:
     """Return 64 hexadecimal digits of what a plan is made from.
 
     Args:
         context: of the planner, its `hash_planner_context_inputs_str`.
-        space: all ways of all tables.
+        space: all ways of all tables, with what each takes: which optimizer a table has, say, shows there.
+        left: the ranks, with the memory that is left for tables.
     """
-    tables = [
-        (options[0].fqn, tuple(options[0].tensor.shape), str(options[0].tensor.dtype))
-        for options in by_table(space)
+    ways = [
+        (
+            way.fqn,
+            tuple(way.tensor.shape),
+            str(way.tensor.dtype),
+            way.sharding_type,
+            way.compute_kernel,
+            tuple(way.feature_names or ()),
+            len(way.shards),
+            repr(way.total_storage),
+            way.own_bytes,
+            way.total_perf,
+        )
+        for way in space
     ]
-    return hashlib.sha256(repr((context, sorted(tables))).encode()).hexdigest()
+    rooms = [repr(device.storage) for device in left.devices]
+    return hashlib.sha256(repr((context, sorted(ways), rooms)).encode()).hexdigest()
 
 
 def report_of(

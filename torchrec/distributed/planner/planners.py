@@ -275,7 +275,7 @@ class EmbeddingShardingPlanner(EmbeddingPlannerBase):
             topology,
             self._topology,
             self._batch_size,
-            made_from=digest_of(self.hash_planner_context_inputs_str(), space),
+            made_from=digest_of(self.hash_planner_context_inputs_str(), space, topology),
             layers=layers,
         )
         for stats in self._stats:
